@@ -1,0 +1,138 @@
+"""Reading a receiver's URL: what is usable, and which destination it belongs to."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv6Address
+from urllib.parse import quote, urlsplit
+
+MAX_LENGTH = 8192
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_PLAIN = re.compile(r"(https?)://([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::([1-9][0-9]{0,4}))?(?:[/?#][!-~]*)?\Z")
+_UNUSABLE = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_HOST = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?\Z")
+_PORT = re.compile(r"[0-9]{1,5}\Z")
+_VISIBLE = "".join(chr(code) for code in range(0x21, 0x7F))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL that can be sent to.
+
+    ``url`` is pure ASCII: a host in other letters is in its IDNA form, a path in other letters is
+    percent-encoded. ``host`` is in lower case and has no brackets. ``destination`` is what limits and
+    breakers are kept by: the host, with the port where it is not the scheme's own.
+    """
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    destination: str
+
+
+def parse(url: object, max_length: int = MAX_LENGTH) -> Target:
+    """Read ``url``; raises ValueError with a reason of one line, which never repeats the URL itself."""
+    if not isinstance(url, str):
+        raise ValueError(f"the URL is not a string but {type(url).__name__}")
+    if len(url) > max_length:
+        raise ValueError(f"the URL has {len(url)} characters, more than {max_length}")
+    return _parse(url)
+
+
+@lru_cache(maxsize=1024)
+def _parse(url: str) -> Target:
+    plain = _PLAIN.match(url)
+    if plain is not None and ".." not in plain[2]:
+        scheme, host = plain[1], plain[2]
+        port = int(plain[3]) if plain[3] else _DEFAULT_PORTS[scheme]
+        if port <= 65535:
+            return _target(url, scheme, host, port)
+    return _parse_slowly(url)
+
+
+def _parse_slowly(url: str) -> Target:
+    if not url:
+        raise ValueError("the URL is empty")
+    unusable = _UNUSABLE.search(url)
+    if unusable is not None:
+        raise ValueError(f"the URL contains the character U+{ord(unusable[0]):04X}")
+    named = _SCHEME.match(url)
+    if named is None:
+        raise ValueError("the URL is relative: it must begin with http:// or https://")
+    scheme = named[1].lower()
+    if scheme not in _DEFAULT_PORTS:
+        raise ValueError(f"the URL's scheme is {scheme[:20]!r}; only http and https are sent to")
+    if not url[named.end() :].startswith("//"):
+        raise ValueError(f"the URL has no // after {scheme}:")
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ValueError(f"the URL cannot be parsed: {error}") from None
+    if "@" in parts.netloc:
+        raise ValueError("the URL carries credentials; they are not sent: use a header or a signature")
+    host, port_text = _split_port(parts.netloc)
+    port = _port(port_text, scheme)
+    if host.startswith("["):
+        bare = _ipv6(host)
+        authority = f"[{bare}]"
+    else:
+        bare = authority = _name(host)
+    ours = authority if port_text in ("", None) else f"{authority}:{port}"
+    after = url[named.end() + 2 + len(parts.netloc) :]
+    return _target(f"{scheme}://{ours}{quote(after, safe=_VISIBLE)}", scheme, bare, port)
+
+
+def _target(url: str, scheme: str, host: str, port: int) -> Target:
+    name = host.rstrip(".")
+    if ":" in name:
+        name = f"[{name}]"
+    destination = name if port == _DEFAULT_PORTS[scheme] else f"{name}:{port}"
+    return Target(url, scheme, host, port, destination)
+
+
+def _split_port(netloc: str) -> tuple[str, str | None]:
+    if netloc.startswith("["):
+        end = netloc.find("]") + 1
+        host, rest = netloc[:end], netloc[end:]
+        if rest and not rest.startswith(":"):
+            raise ValueError("the URL has something between its address and its port")
+        return host, rest[1:] if rest else None
+    host, colon, port = netloc.partition(":")
+    return host, port if colon else None
+
+
+def _port(text: str | None, scheme: str) -> int:
+    if text is None or text == "":
+        return _DEFAULT_PORTS[scheme]
+    if not _PORT.match(text) or not 1 <= int(text) <= 65535:
+        raise ValueError("the URL's port is not a number from 1 to 65535")
+    return int(text)
+
+
+def _ipv6(host: str) -> str:
+    try:
+        address = IPv6Address(host[1:-1])
+    except ValueError:
+        raise ValueError("the URL's host in brackets is not an IPv6 address") from None
+    if address.scope_id is not None:
+        raise ValueError("the URL's IPv6 address has a zone; it is not sent to")
+    return str(address)
+
+
+def _name(host: str) -> str:
+    if not host:
+        raise ValueError("the URL has no host")
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode("ascii")
+        except UnicodeError:
+            raise ValueError("the URL's host is not a domain name") from None
+    host = host.lower()
+    if len(host) > 254 or not _HOST.match(host):
+        raise ValueError("the URL's host is not a domain name or an address")
+    return host

@@ -1,0 +1,93 @@
+"""Every error the program raises on purpose.
+
+    CbqError                    exit code 1
+    ├── ConfigError             1   the configuration is wrong; carries every problem found
+    ├── UsageError              2   the command line is wrong
+    ├── RefusedError            3   a safety rule or the operator said no
+    ├── StoreError              4   Redis cannot do its work now
+    │   ├── StoreUnavailable    4   unreachable, loading, read-only, out of memory: try again later
+    │   ├── StoreMisuse         4   a key of ours holds a foreign type, or a permission is missing
+    │   └── EmbeddedStoreError  4   the embedded server cannot be started or is somebody else's
+    └── PreconditionChanged     5   what was planned no longer matches what is there
+
+Each message is one line: what, where, what to do. Driver errors are translated once, in
+``store.connections``, with the cause chained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class CbqError(Exception):
+    """Base of everything below; ``str(error)`` is the line an operator reads."""
+
+    exit_code: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a configuration: where it is, what was found, what is allowed."""
+
+    file: str
+    path: str
+    found: str
+    allowed: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.path}: found {self.found}; {self.allowed}"
+
+
+class ConfigError(CbqError):
+    """The configuration cannot be used; ``problems`` lists all that is wrong at once."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class UsageError(CbqError):
+    """The command line does not say what is needed."""
+
+    exit_code = 2
+
+
+class RefusedError(CbqError):
+    """A safety rule refused, or the operator answered no."""
+
+    exit_code = 3
+
+
+class StoreError(CbqError):
+    """Redis cannot do what was asked. ``kind`` is a word of a closed set, for metrics."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        self.kind = kind
+        super().__init__(message)
+
+
+class StoreUnavailable(StoreError):
+    """Redis cannot be used for now: trying again later is right.
+
+    A mutation that ended with this may or may not have been carried out.
+    """
+
+
+class StoreMisuse(StoreError):
+    """Trying again will not help: a foreign type at one of our keys, or a missing permission."""
+
+
+class EmbeddedStoreError(StoreError):
+    """The embedded server cannot be started, or its ``data_dir`` belongs to another daemon."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, kind="embedded")
+
+
+class PreconditionChanged(CbqError):
+    """What was planned no longer matches what is there; look again and decide anew."""
+
+    exit_code = 5

@@ -1,0 +1,187 @@
+"""The words of the program: states, outcomes and what a reader sees. Frozen values, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Mode(StrEnum):
+    """How far the daemon may go with one queue (each includes the one before)."""
+
+    OBSERVE = "observe"
+    SUPERVISE = "supervise"
+    DISPATCH = "dispatch"
+
+
+class State(StrEnum):
+    """Where a callback is. Delivered ones are gone: they are counted, not kept."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    RETRY = "retry"
+    DEAD = "dead"
+    TRASH = "trash"
+
+
+class FailureKind(StrEnum):
+    """Why one attempt failed. A closed set: it is a metric label."""
+
+    TIMEOUT = "timeout"
+    CONNECT = "connect"
+    DNS = "dns"
+    TLS = "tls"
+    PROTOCOL = "protocol"  # the answer is not HTTP, ends early, or its headers are endless
+    HTTP_1XX = "http_1xx"  # a final status below 200
+    HTTP_3XX = "http_3xx"  # redirects are not followed
+    HTTP_4XX = "http_4xx"
+    HTTP_5XX = "http_5xx"
+    BLOCKED = "blocked"  # refused by the egress guard
+    LOCAL = "local"  # trouble on our side: no route, no resolver, no file descriptors
+    EXPIRED = "expired"  # not sent: the lease could have run out before the send began
+    CANCELLED = "cancelled"  # not finished: the daemon is stopping
+
+
+class DeadReason(StrEnum):
+    """Why a callback is given up. A closed set: it is a metric label."""
+
+    INVALID_JSON = "invalid_json"
+    INVALID_ITEM = "invalid_item"  # JSON, but not an object
+    INVALID_URL = "invalid_url"
+    NO_DATA = "no_data"  # body: data, and the item has no `data`
+    RENDER = "render"  # the body could not be made
+    BLOCKED = "blocked"
+    REJECTED = "rejected"  # an answer that repeating will not change
+    MAX_ATTEMPTS = "max_attempts"
+    MAX_AGE = "max_age"
+    POISON = "poison"  # recovered too often
+
+
+class Trigger(StrEnum):
+    """Who asked for an action."""
+
+    SCHEDULE = "schedule"
+    CLI = "cli"
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """One callback under our lease.
+
+    ``lease`` is opaque: it is handed back when settling and is good for exactly this claim.
+    ``attempts`` counts the finished attempts before this one; ``first_claimed_ms`` is the store's clock,
+    in milliseconds since the epoch, when the callback was first claimed by any daemon.
+    """
+
+    lease: str
+    payload: bytes
+    attempts: int
+    recoveries: int
+    first_claimed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The end of an attempt that did not deliver, as kept with the callback."""
+
+    kind: str
+    status: int = 0
+    detail: str = ""
+    sample: str = ""
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Settle as done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Settle as to be tried again in ``delay`` seconds; ``attempts`` is the new total."""
+
+    delay: float
+    attempts: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Settle as given up."""
+
+    reason: DeadReason
+    attempts: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """Settle as never sent: back to the head of pending, no attempt used."""
+
+
+Outcome = Delivered | Retry | Dead | PutBack
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A dead letter as an operator sees it. Times are epoch seconds; ``payload`` only where asked for."""
+
+    id: str
+    reason: str
+    url: str
+    destination: str
+    attempts: int
+    first_at: float
+    died_at: float
+    failure: Failure
+    size: int
+    payload: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LockView:
+    """The send lock. ``ttl`` in seconds; None where the lock has no expiry."""
+
+    value: str
+    ttl: float | None
+    ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """One queue at one moment. Absent numbers are None: unknown is never zero.
+
+    Timestamps are epoch seconds. ``error`` says why the rest is missing.
+    """
+
+    queue: str
+    mode: Mode
+    lengths: Mapping[State, int] = field(default_factory=dict)
+    oldest_at: Mapping[State, float] = field(default_factory=dict)
+    oldest_claim_at: float | None = None
+    retry_overdue: int | None = None
+    stuck: int | None = None
+    untracked: int | None = None
+    leased: int | None = None
+    lock: LockView | None = None
+    last_send_at: float | None = None
+    source_stats: Mapping[str, int] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What one scrape, ``status`` or the API shows: all queues, read in one round trip.
+
+    ``at`` is the store's clock in epoch seconds, ``duration`` the seconds that reading took.
+    """
+
+    up: bool
+    at: float
+    duration: float
+    queues: tuple[QueueView, ...]
+    server: str = ""
+    memory_used: int | None = None
+    memory_max: int | None = None
+    error: str | None = None

@@ -1,0 +1,57 @@
+"""Every key of a queue, built here and nowhere else, with its Redis type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """The first seven belong to the contract with existing software; the rest are the daemon's own."""
+
+    pending: str  # list: payloads, producers RPUSH
+    processing: str  # list: payloads, byte for byte as they were in pending
+    lock: str  # string: the send lock, with a TTL
+    last_send: str  # string: epoch seconds, a float in text; expires
+    stats_queued: str  # string: integer; expires
+    stats_sent: str  # string: integer; expires
+    stats_failed: str  # string: integer; expires
+    leases: str  # sorted set: lease by deadline, ms
+    retry: str  # sorted set: id by due time, ms
+    dead: str  # sorted set: id by time of death, ms
+    records: str  # hash: id to JSON, for what is in retry or dead
+    payloads: str  # hash: id to payload, for what is in retry or dead
+    returned: str  # hash: SHA-1 of a payload back in pending to attempts|recoveries|first ms|returned ms
+    fence: str  # string: integer, one more for each claim
+
+    @classmethod
+    def of(
+        cls,
+        prefix: str,
+        *,
+        pending: str | None = None,
+        processing: str | None = None,
+        lock: str | None = None,
+        last_send: str | None = None,
+        stats: str | None = None,
+    ) -> QueueKeys:
+        stats = stats or f"{prefix}:stats"
+        return cls(
+            pending=pending or f"{prefix}:pending",
+            processing=processing or f"{prefix}:processing",
+            lock=lock or f"{prefix}:lock",
+            last_send=last_send or f"{prefix}:last_send_time",
+            stats_queued=f"{stats}:queued",
+            stats_sent=f"{stats}:sent",
+            stats_failed=f"{stats}:failed",
+            leases=f"{prefix}:leases",
+            retry=f"{prefix}:retry",
+            dead=f"{prefix}:dead",
+            records=f"{prefix}:records",
+            payloads=f"{prefix}:payloads",
+            returned=f"{prefix}:returned",
+            fence=f"{prefix}:fence",
+        )
+
+    def all(self) -> tuple[str, ...]:
+        return tuple(getattr(self, field.name) for field in fields(self))
