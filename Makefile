@@ -1,0 +1,64 @@
+# `make run` and `make test` need Python 3.11 or newer and nothing else: they make their own environment.
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python3.14 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+LOCKS := requirements/run.lock requirements/dev.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format docs bench demo lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+run: $(VENV)/.run ## Start the daemon with config.yaml (its own store, nothing to install)
+	@exec $(BIN)/cbq-exporter serve
+
+demo: $(VENV)/.run ## One minute of what the product does: load, failures, retries, live view
+	@exec $(BIN)/cbq-exporter demo
+
+test: lint ## Lint, types, import contract and all tests
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.dev ## Lint, format check, types, import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## Write the generated parts of docs/
+	$(BIN)/python -m tests.generated --write
+
+bench: $(VENV)/.dev ## Measure against other queues (needs redis-server, nginx and node)
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+lock: $(VENV)/.dev ## Renew the locks within the ranges of pyproject.toml
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip compile -q --upgrade --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--python-version 3.11 --extra embedded pyproject.toml requirements/build.in -o requirements/run.lock
+	$(BIN)/uv pip compile -q --upgrade --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--python-version 3.11 --extra embedded --group dev pyproject.toml requirements/build.in -o requirements/dev.lock
+
+clean: ## Remove the environment and caches (not the data of the embedded store)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "cbq-exporter needs Python 3.11 or newer; none was found. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+# What is installed is exactly what the lock names, checked by hash.
+$(VENV)/.run: requirements/run.lock pyproject.toml | $(VENV)/bin/python
+	@echo "Preparing $(VENV) (the first time takes half a minute) ..." >&2
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.run
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	@touch $@
