@@ -1,0 +1,70 @@
+"""What goes into the engine and what comes out of it."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Any
+
+from cbq_exporter.model import FailureKind
+
+LOCAL_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+
+@dataclass(slots=True)
+class Request:
+    """One POST. ``timeout`` and ``connect_timeout`` are seconds.
+
+    ``not_after`` is a reading of ``Clock.monotonic``: past it the request is not started any more.
+    ``url`` comes from ``url.parse``; ``headers`` are whole lines, ``name: value``.
+    """
+
+    url: str
+    body: bytes
+    headers: list[str]
+    timeout: float
+    connect_timeout: float
+    not_after: float
+    tag: Any = None
+
+
+@dataclass(slots=True)
+class Exchange:
+    """How one request ended.
+
+    ``failure`` is None exactly where ``200 <= status < 300``. ``status`` is 0 where no usable answer came.
+    ``never_left`` means that not one byte of the request can have reached the receiver.
+    ``retry_after`` and ``duration`` are seconds; ``sample`` is the beginning of an answer that is not 2xx.
+    """
+
+    tag: Any
+    status: int
+    failure: FailureKind | None
+    retry_after: float | None = None
+    sample: bytes = b""
+    detail: str = ""
+    duration: float = 0.0
+    never_left: bool = False
+
+
+def cancelled(request: Request) -> Exchange:
+    return _unsent(request, FailureKind.CANCELLED, "stopped before it was sent")
+
+
+def expired(request: Request) -> Exchange:
+    return _unsent(request, FailureKind.EXPIRED, "not sent: its lease could have run out")
+
+
+def not_sendable(request: Request, trouble: Exception) -> Exchange:
+    """Not the network's doing: the same request would be refused again, so it uses up an attempt."""
+    local = isinstance(trouble, MemoryError) or (isinstance(trouble, OSError) and trouble.errno in LOCAL_ERRNOS)
+    kind = FailureKind.LOCAL if local else FailureKind.PROTOCOL
+    return _unsent(request, kind, f"cannot be sent: {one_line(trouble)}")
+
+
+def one_line(trouble: object) -> str:
+    return " ".join(str(trouble).split())[:300]
+
+
+def _unsent(request: Request, kind: FailureKind, detail: str) -> Exchange:
+    return Exchange(request.tag, 0, kind, detail=detail, never_left=True)

@@ -1,0 +1,244 @@
+"""One libcurl easy handle, used again and again: loading a request, guarding its connect, reading its end."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import pycurl
+
+from cbq_exporter.delivery.egress import EgressPolicy
+from cbq_exporter.delivery.exchange import Exchange, Request, one_line
+from cbq_exporter.delivery.judgement import kind_of_error, kind_of_status
+from cbq_exporter.delivery.poller import Poller
+from cbq_exporter.model import FailureKind
+
+SAMPLE_BYTES = 1024
+
+_RELEASE_BODY_OVER = 16 * 1024
+_CONNECT_FAILED, _TIMED_OUT = 7, 28
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What the slots of one engine share. ``resolving`` counts the name look-ups under way."""
+
+    egress: EgressPolicy
+    poller: Poller
+    max_response_bytes: int
+    ca_file: str | None
+    user_agent: str
+    resolving: int = 0
+
+
+class Slot:
+    """An easy handle with its constant options set, and the answer that it is receiving."""
+
+    __slots__ = (
+        "_around",
+        "_connect_timeout",
+        "_headers",
+        "_timeout",
+        "_url",
+        "blocked",
+        "curl",
+        "local",
+        "opened",
+        "overflowed",
+        "received",
+        "request",
+        "resolving",
+        "sample",
+    )
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._url = ""
+        self._headers: list[str] | None = None
+        self._timeout = self._connect_timeout = 0.0
+        self.request: Any = None
+        self.resolving = False
+        self._clear()
+        self.curl = curl = pycurl.Curl()
+        for option, value in (
+            (pycurl.NOSIGNAL, 1),
+            (pycurl.PROXY, ""),
+            (pycurl.NOPROXY, "*"),
+            (pycurl.FOLLOWLOCATION, 0),
+            (pycurl.PROTOCOLS_STR, "http,https"),
+            (pycurl.REDIR_PROTOCOLS_STR, "http,https"),
+            (pycurl.POST, 1),
+            (pycurl.USERAGENT, around.user_agent),
+            (pycurl.SSL_VERIFYPEER, 1),
+            (pycurl.SSL_VERIFYHOST, 2),
+            (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2TLS),
+            (pycurl.TCP_KEEPALIVE, 1),
+            (pycurl.DNS_CACHE_TIMEOUT, 60),
+            (pycurl.MAXREDIRS, 0),
+            (pycurl.WRITEFUNCTION, self._on_body),
+            (pycurl.OPENSOCKETFUNCTION, self._on_open),
+            (pycurl.SOCKOPTFUNCTION, self._on_socket),
+            (pycurl.RESOLVER_START_FUNCTION, self._on_resolve),
+        ):
+            curl.setopt(option, value)
+        if around.ca_file:
+            curl.setopt(pycurl.CAINFO, around.ca_file)
+
+    def load(self, request: Request) -> None:
+        """Make the handle ready for ``request``; raises where libcurl could not send it as it is."""
+        curl = self.curl
+        self.request = request
+        if request.url != self._url:
+            self._url = ""
+            curl.setopt(pycurl.URL, request.url)
+            self._url = request.url
+        if request.headers != self._headers:
+            if not "".join(request.headers).isprintable():
+                raise ValueError("a header contains a control character")
+            self._headers = None
+            curl.setopt(pycurl.HTTPHEADER, [*request.headers, "Expect:"])
+            self._headers = list(request.headers)
+        if request.timeout != self._timeout:
+            curl.setopt(pycurl.TIMEOUT_MS, max(1, round(request.timeout * 1000)))
+            self._timeout = request.timeout
+        if request.connect_timeout != self._connect_timeout:
+            curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(request.connect_timeout * 1000)))
+            self._connect_timeout = request.connect_timeout
+        curl.setopt(pycurl.POSTFIELDS, request.body)
+
+    def discard(self) -> None:
+        self._settle_resolving()
+        self.curl.close()
+
+    # --- how it ended ------------------------------------------------------------------------
+
+    def answered(self) -> Exchange:
+        curl = self.curl
+        status = curl.getinfo(pycurl.RESPONSE_CODE)
+        exchange = self._succeeded(status) if 200 <= status < 300 else self._not_2xx(status)
+        self._rest()
+        return exchange
+
+    def broke(self, code: int, message: str) -> Exchange:
+        status = self.curl.getinfo(pycurl.RESPONSE_CODE)
+        # Body bytes came, so the headers were whole: a status that is no success stands, however the body
+        # ended. A 2xx stands only where it is we who stopped reading.
+        if self.received and status >= 300:
+            exchange = self._not_2xx(status)
+        elif self.overflowed and status >= 200:
+            exchange = self._succeeded(status)
+        else:
+            exchange = self._failed(code, message, status)
+        self._rest()
+        return exchange
+
+    def aborted(self, kind: FailureKind, detail: str) -> Exchange:
+        """Not ended, but ended by us. The slot is not to be used again."""
+        try:
+            never_left = self.curl.getinfo(pycurl.REQUEST_SIZE) == 0
+            duration = self.curl.getinfo(pycurl.TOTAL_TIME)
+        except Exception:
+            never_left, duration = False, 0.0
+        return Exchange(self.request.tag, 0, kind, None, b"", detail, duration, never_left)
+
+    def _succeeded(self, status: int) -> Exchange:
+        return Exchange(self.request.tag, status, None, None, b"", "", self.curl.getinfo(pycurl.TOTAL_TIME))
+
+    def _not_2xx(self, status: int) -> Exchange:
+        after = self.curl.getinfo(pycurl.RETRY_AFTER)
+        return Exchange(
+            self.request.tag,
+            status,
+            kind_of_status(status),
+            float(after) if after > 0 else None,
+            self.sample,
+            f"HTTP {status}",
+            self.curl.getinfo(pycurl.TOTAL_TIME),
+        )
+
+    def _failed(self, code: int, message: str, status: int) -> Exchange:
+        never_left = self.curl.getinfo(pycurl.REQUEST_SIZE) == 0
+        kind, detail = self._judge(code, message, never_left)
+        if 200 <= status < 300:
+            detail = f"answered {status}, then: {detail}"
+        duration = self.curl.getinfo(pycurl.TOTAL_TIME)
+        return Exchange(self.request.tag, 0, kind, None, b"", detail, duration, never_left)
+
+    def _judge(self, code: int, message: str, never_left: bool) -> tuple[FailureKind, str]:
+        if self.blocked and code in (_CONNECT_FAILED, _TIMED_OUT) and not self.opened:
+            return FailureKind.BLOCKED, f"blocked: {self.blocked}"
+        if self.local:
+            return FailureKind.LOCAL, self.local
+        number = self.curl.getinfo(pycurl.OS_ERRNO)
+        return kind_of_error(code, number, one_line(message), never_left=never_left)
+
+    def _rest(self) -> None:
+        """Back to the pool: hold nothing of the request that has ended."""
+        if len(self.request.body) > _RELEASE_BODY_OVER:
+            self.curl.setopt(pycurl.POSTFIELDS, b"")
+        self.request = None
+        if self.resolving:
+            self._settle_resolving()
+        if self.received or self.opened or self.blocked or self.local:
+            self._clear()
+
+    def _clear(self) -> None:
+        self.received = 0
+        self.sample = b""
+        self.overflowed = False
+        self.opened = False
+        self.blocked = ""
+        self.local = ""
+
+    # --- called by libcurl, within perform ---------------------------------------------------
+
+    def _on_body(self, data: bytes) -> int | None:
+        self.received += len(data)
+        if len(self.sample) < SAMPLE_BYTES:
+            self.sample = (self.sample + data)[:SAMPLE_BYTES]
+        if self.received > self._around.max_response_bytes:
+            self.overflowed = True
+            return 0  # not what was offered: libcurl ends the transfer and the connection
+        return None
+
+    def _on_resolve(self) -> int:
+        if not self.resolving:
+            self.resolving = True
+            self._around.resolving += 1
+        return 0
+
+    def _settle_resolving(self) -> None:
+        if self.resolving:
+            self.resolving = False
+            self._around.resolving -= 1
+
+    def _on_open(self, purpose: int, address: Any) -> Any:
+        self._settle_resolving()
+        try:
+            if address.family not in (socket.AF_INET, socket.AF_INET6):
+                self.blocked = "it is no IP address"
+                return pycurl.SOCKET_BAD
+            reason = self._around.egress.verdict(address.addr[0])
+            if reason is not None:
+                self.blocked = reason
+                return pycurl.SOCKET_BAD
+            opened = socket.socket(address.family, address.socktype, address.protocol)
+        except OSError as trouble:
+            if trouble.errno != errno.EAFNOSUPPORT:
+                self.local = f"no socket can be opened: {trouble.strerror}"
+            return pycurl.SOCKET_BAD
+        except Exception as trouble:
+            self.local = f"no socket can be opened: {one_line(trouble)}"
+            return pycurl.SOCKET_BAD
+        self.opened = True
+        return opened
+
+    def _on_socket(self, descriptor: int, purpose: int) -> int:
+        try:
+            self._around.poller.watch(descriptor)
+        except Exception as trouble:
+            self.local = f"no socket can be watched: {one_line(trouble)}"
+            return 1
+        return 0
