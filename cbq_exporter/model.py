@@ -59,10 +59,19 @@ class DeadReason(StrEnum):
 
 
 class Trigger(StrEnum):
-    """Who asked for an action."""
+    """Who asked for an action. A closed set: it is a metric label."""
 
     SCHEDULE = "schedule"
     CLI = "cli"
+
+
+class FlushReason(StrEnum):
+    """Why a batch goes out now. A closed set: it is a metric label."""
+
+    SIZE = "size"  # as many callbacks wait as fill a batch
+    AGE = "age"  # the oldest has waited long enough
+    EARLY = "early"  # the trigger between the two
+    RETRY = "retry"  # a retry is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +79,13 @@ class Claimed:
     """One callback under our lease.
 
     ``lease`` is opaque: it is handed back when settling and is good for exactly this claim.
+    ``fingerprint`` is the SHA-1 of the payload, in hexadecimal: the callback's identity.
     ``attempts`` counts the finished attempts before this one; ``first_claimed_ms`` is the store's clock,
     in milliseconds since the epoch, when the callback was first claimed by any daemon.
     """
 
     lease: str
+    fingerprint: str
     payload: bytes
     attempts: int
     recoveries: int
@@ -99,11 +110,14 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Settle as to be tried again in ``delay`` seconds; ``attempts`` is the new total."""
+    """Settle as to be tried again in ``delay`` seconds.
+
+    ``attempt_used`` is False where nothing of it was the receiver's doing.
+    """
 
     delay: float
-    attempts: int
     failure: Failure
+    attempt_used: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +125,73 @@ class Dead:
     """Settle as given up."""
 
     reason: DeadReason
-    attempts: int
     failure: Failure
+    attempt_used: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class PutBack:
-    """Settle as never sent: back to the head of pending, no attempt used."""
+    """Settle as not sent: back to the head of pending, no attempt used."""
 
 
 Outcome = Delivered | Retry | Dead | PutBack
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How one claim ended. ``url`` and ``destination`` are kept with retries and dead letters, for people."""
+
+    claimed: Claimed
+    outcome: Outcome
+    url: str = ""
+    destination: str = ""
+
+
+class Settled(StrEnum):
+    """What came of a settlement."""
+
+    DONE = "done"
+    FENCED = "fenced"  # the lease was not ours any more: nothing was done
+    MISSING = "missing"  # somebody else took the callback out of processing: only the lease went
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one claim brought. ``at_ms`` and ``next_due_ms`` are the store's clock, in milliseconds."""
+
+    at_ms: int
+    items: tuple[Claimed, ...]
+    from_retry: int
+    pending_left: int
+    next_due_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits to be claimed, as the flush decision sees it. Times are epoch seconds; ``at`` is the store's.
+
+    ``oldest_queued_at`` and ``early_queued_at`` (the callback at the early trigger's position) are the
+    producers' clocks; None where there is no such callback or it does not say.
+    """
+
+    at: float
+    pending: int
+    oldest_queued_at: float | None
+    early_queued_at: float | None
+    next_due_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What one look for expired leases did, in callbacks."""
+
+    returned: int = 0
+    dead: int = 0
+    leases_dropped: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.returned + self.dead
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,10 @@
 How it waits. libcurl's event API (``socket_action``) costs several callbacks into Python per request, each
 taking the interpreter's lock; ``multi.perform`` costs none, but its ``select`` cannot see descriptors past
 1,023. So the engine uses ``perform`` and does the waiting itself: each connection's descriptor is registered
-once, when it is made, edge-triggered, and forgotten by the kernel when libcurl closes it. Name
-resolution runs in libcurl's own threads, whose wake-up is not visible here: only while one is under way,
-waits are short.
+once, when it is made, edge-triggered, and forgotten by the kernel when libcurl closes it. An edge comes only
+after the socket was full or empty, and libcurl stops earlier when a body is large: while such a one moves,
+there is no wait. Name resolution runs in libcurl's own threads, whose wake-up is not visible here: only
+while one is under way, waits are short.
 
 What it promises. Each submitted request comes back as exactly one ``Exchange``, on the event loop, in
 batches. libcurl repeats a request by itself in one case: a kept connection turned out to be dead before
@@ -85,6 +86,7 @@ class Engine:
         # Touched by the engine's thread only.
         self._waiting: deque[Request] = deque()
         self._active: dict[pycurl.Curl, Slot] = {}
+        self._large: list[Slot] = []  # of the active ones, those whose body is still being sent
         self._free: list[Slot] = []
         self._multi: Any = None
 
@@ -209,6 +211,9 @@ class Engine:
             multi.perform()
             if self._active and self._reap():
                 continue
+            if self._large and self._still_sending():
+                poller.wait(0.0)
+                continue
             timeout = multi.timeout()
             if timeout == 0:
                 poller.wait(0.0)
@@ -219,6 +224,12 @@ class Engine:
             if around.resolving and (wait is None or wait > _RESOLVING_TICK):
                 wait = _RESOLVING_TICK
             poller.wait(wait)
+
+    def _still_sending(self) -> bool:
+        moving = False
+        for slot in self._large:
+            moving |= slot.is_sending()
+        return moving
 
     def _take_inbox(self, poller: Poller) -> None:
         if not self._awake:
@@ -252,18 +263,23 @@ class Engine:
 
     def _begin(self, request: Request, now: float, around: Surroundings) -> Exchange | None:
         """Start ``request``, or say why it cannot be."""
-        slot: Slot | None = None
+        try:
+            slot = self._free.pop() if self._free else Slot(around)
+        except Exception as trouble:
+            log.exception("no handle can be made")
+            return not_sendable(request, trouble, local=True)
         try:
             if request.not_after < now:
+                self._free.append(slot)
                 return expired(request)
-            slot = self._free.pop() if self._free else Slot(around)
             slot.load(request)
             self._multi.add_handle(slot.curl)
         except Exception as trouble:
-            if slot is not None:
-                slot.discard()
+            slot.discard()
             return not_sendable(request, trouble)
         self._active[slot.curl] = slot
+        if slot.is_large:
+            self._large.append(slot)
         return None
 
     def _reap(self) -> bool:
@@ -275,7 +291,7 @@ class Engine:
                 left, good, bad = self._multi.info_read(1000)
                 ended = [(curl, None, "") for curl in good] + bad
                 for curl, code, message in ended:
-                    done.append(self._end(curl, code, message))  # noqa: PERF401 - what is done counts if this raises
+                    done.append(self._end(curl, code, message))
         finally:
             if done:
                 self._finish(done)
@@ -286,6 +302,8 @@ class Engine:
         self._multi.remove_handle(curl)
         slot = self._active.pop(curl)
         request: Request = slot.request
+        if slot.is_large:
+            self._large.remove(slot)
         try:
             exchange = slot.answered() if code is None else slot.broke(code, message)
         except Exception as trouble:
@@ -306,6 +324,7 @@ class Engine:
             with contextlib.suppress(Exception):
                 slot.discard()
         self._active.clear()
+        self._large.clear()
         around.resolving = 0
         if self._multi is not None:
             with contextlib.suppress(Exception):

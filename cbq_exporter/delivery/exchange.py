@@ -55,9 +55,9 @@ def expired(request: Request) -> Exchange:
     return _unsent(request, FailureKind.EXPIRED, "not sent: its lease could have run out")
 
 
-def not_sendable(request: Request, trouble: Exception) -> Exchange:
-    """Not the network's doing: the same request would be refused again, so it uses up an attempt."""
-    local = isinstance(trouble, MemoryError) or (isinstance(trouble, OSError) and trouble.errno in LOCAL_ERRNOS)
+def not_sendable(request: Request, trouble: Exception, *, local: bool = False) -> Exchange:
+    """``local``: our fault. Else the same request would be refused again, so it uses up an attempt."""
+    local |= isinstance(trouble, MemoryError) or (isinstance(trouble, OSError) and trouble.errno in LOCAL_ERRNOS)
     kind = FailureKind.LOCAL if local else FailureKind.PROTOCOL
     return _unsent(request, kind, f"cannot be sent: {one_line(trouble)}")
 

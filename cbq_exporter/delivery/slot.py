@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from cbq_exporter.model import FailureKind
 SAMPLE_BYTES = 1024
 
 _RELEASE_BODY_OVER = 16 * 1024
+_LARGE_BODY = 16 * 1024  # libcurl sends less than this with one call
+_QUIET_ROUNDS = 2
 _CONNECT_FAILED, _TIMED_OUT = 7, 28
 
 
@@ -40,6 +43,9 @@ class Slot:
         "_around",
         "_connect_timeout",
         "_headers",
+        "_last_line",
+        "_quiet",
+        "_sent",
         "_timeout",
         "_url",
         "blocked",
@@ -58,6 +64,8 @@ class Slot:
         self._url = ""
         self._headers: list[str] | None = None
         self._timeout = self._connect_timeout = 0.0
+        self._last_line: deque[bytes] = deque(maxlen=1)
+        self._sent = self._quiet = 0
         self.request: Any = None
         self.resolving = False
         self._clear()
@@ -67,8 +75,8 @@ class Slot:
             (pycurl.PROXY, ""),
             (pycurl.NOPROXY, "*"),
             (pycurl.FOLLOWLOCATION, 0),
-            (pycurl.PROTOCOLS_STR, "http,https"),
-            (pycurl.REDIR_PROTOCOLS_STR, "http,https"),
+            (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
+            (pycurl.REDIR_PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
             (pycurl.POST, 1),
             (pycurl.USERAGENT, around.user_agent),
             (pycurl.SSL_VERIFYPEER, 1),
@@ -77,6 +85,7 @@ class Slot:
             (pycurl.TCP_KEEPALIVE, 1),
             (pycurl.DNS_CACHE_TIMEOUT, 60),
             (pycurl.MAXREDIRS, 0),
+            (pycurl.HEADERFUNCTION, self._last_line.append),
             (pycurl.WRITEFUNCTION, self._on_body),
             (pycurl.OPENSOCKETFUNCTION, self._on_open),
             (pycurl.SOCKOPTFUNCTION, self._on_socket),
@@ -107,6 +116,24 @@ class Slot:
             curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(request.connect_timeout * 1000)))
             self._connect_timeout = request.connect_timeout
         curl.setopt(pycurl.POSTFIELDS, request.body)
+        self._sent = self._quiet = 0
+
+    @property
+    def is_large(self) -> bool:
+        return len(self.request.body) > _LARGE_BODY
+
+    def is_sending(self) -> bool:
+        """Whether libcurl may have stopped before the socket was full.
+
+        It sends at most 64 KiB a call and expects to be told that there is room, which an
+        edge-triggered poll does not say again. Once nothing moves any more, the socket is full (its next
+        room is an edge) or all is sent. Not moving is believed the second time: the first call may have
+        emptied libcurl's own buffer only.
+        """
+        sent = int(self.curl.getinfo(pycurl.SIZE_UPLOAD))
+        self._quiet = 0 if sent != self._sent else self._quiet + 1
+        self._sent = sent
+        return self._quiet < _QUIET_ROUNDS
 
     def discard(self) -> None:
         self._settle_resolving()
@@ -117,15 +144,21 @@ class Slot:
     def answered(self) -> Exchange:
         curl = self.curl
         status = curl.getinfo(pycurl.RESPONSE_CODE)
-        exchange = self._succeeded(status) if 200 <= status < 300 else self._not_2xx(status)
+        if not self._headers_were_whole():
+            # libcurl takes a connection that is closed between two header lines for a good answer.
+            duration = curl.getinfo(pycurl.TOTAL_TIME)
+            detail = f"answered {status}, then closed inside the headers"
+            exchange = Exchange(self.request.tag, 0, FailureKind.PROTOCOL, detail=detail, duration=duration)
+        else:
+            exchange = self._succeeded(status) if 200 <= status < 300 else self._not_2xx(status)
         self._rest()
         return exchange
 
     def broke(self, code: int, message: str) -> Exchange:
         status = self.curl.getinfo(pycurl.RESPONSE_CODE)
-        # Body bytes came, so the headers were whole: a status that is no success stands, however the body
-        # ended. A 2xx stands only where it is we who stopped reading.
-        if self.received and status >= 300:
+        # A status that is no success stands, however the body ended. A 2xx stands only where it is we who
+        # stopped reading.
+        if status >= 300 and self._headers_were_whole():
             exchange = self._not_2xx(status)
         elif self.overflowed and status >= 200:
             exchange = self._succeeded(status)
@@ -142,6 +175,10 @@ class Slot:
         except Exception:
             never_left, duration = False, 0.0
         return Exchange(self.request.tag, 0, kind, None, b"", detail, duration, never_left)
+
+    def _headers_were_whole(self) -> bool:
+        """Only to be asked where a status came: the last line is that of the answer before, else."""
+        return self.received > 0 or (bool(self._last_line) and self._last_line[0] in (b"\r\n", b"\n"))
 
     def _succeeded(self, status: int) -> Exchange:
         return Exchange(self.request.tag, status, None, None, b"", "", self.curl.getinfo(pycurl.TOTAL_TIME))
@@ -172,7 +209,7 @@ class Slot:
         if self.local:
             return FailureKind.LOCAL, self.local
         number = self.curl.getinfo(pycurl.OS_ERRNO)
-        return kind_of_error(code, number, one_line(message), never_left=never_left)
+        return kind_of_error(code, number, one_line(message) or f"libcurl's error {code}", never_left=never_left)
 
     def _rest(self) -> None:
         """Back to the pool: hold nothing of the request that has ended."""

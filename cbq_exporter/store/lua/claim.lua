@@ -4,6 +4,7 @@
 --       9 fence  10 last_send_time
 -- ARGV  1 our lock value  2 lock TTL, ms  3 most callbacks  4 most bytes (one callback may exceed it)
 --       5 lease, ms  6 most of `count` that may come from pending  7 TTL of last_send_time, s
+--       8 a first guess of how many callbacks of pending to read at once
 -- Returns {1, now_ms, pending left, due time of the next retry or -1, from retry, lease, payload, lease, ...}
 --         or {0} where the lock is not ours (any more).
 --
@@ -61,7 +62,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now, 'LIMIT', 0, 
 end
 out[5] = #items
 
-local taken, chunk = 0, 8
+local taken, chunk = 0, tonumber(ARGV[8])
 local want = math.min(count - #items, from_pending)
 while taken < want do
   if #items > 0 then

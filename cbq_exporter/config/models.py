@@ -1,0 +1,404 @@
+"""The shape of the configuration: frozen values, each field with its kind, default and meaning.
+
+Durations are seconds, sizes are bytes. Rules that concern more than one field stand in ``rules``.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
+
+from cbq_exporter.config import redis_url
+from cbq_exporter.config.kinds import (
+    DAY,
+    GIB,
+    HOUR,
+    KIB,
+    MIB,
+    MINUTE,
+    SECOND,
+    WRONG,
+    bandwidth,
+    choice,
+    duration,
+    flag,
+    header_name,
+    header_value,
+    key_name,
+    listen_address,
+    network,
+    path,
+    queue_name,
+    rate,
+    redis,
+    size,
+    split_address,
+    text,
+    whole,
+)
+from cbq_exporter.model import Mode
+
+_BODY = "must be data, item, {template: file.j2} or {renderer: 'package.module:function'}"
+
+
+class Section(BaseModel):
+    """A mapping of the file. One without any key left in it (null) means its defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, arbitrary_types_allowed=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_means_defaults(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+
+class RedisConfig(Section):
+    """The Redis or Valkey server with the queues. Without a URL the daemon starts its own, private to it."""
+
+    url: Annotated[SecretStr, redis()] | None = Field(
+        None, description="Where the queues are. Null starts an embedded server. CBQ_REDIS_URL overrides it."
+    )
+
+    @property
+    def redacted_url(self) -> str:
+        return "embedded" if self.url is None else redis_url.redacted(self.url.get_secret_value())
+
+
+class WebConfig(Section):
+    """The HTTP server for metrics and health."""
+
+    listen_address: Annotated[str, listen_address()] = Field(
+        "127.0.0.1:9847", description="Address and port to serve on. Port 0 takes a free one."
+    )
+    config_file: Annotated[Path, path()] | None = Field(
+        None, description="TLS and basic authentication, as a Prometheus web config. Not available yet: leave it null."
+    )
+
+    @property
+    def host(self) -> str:
+        """Without brackets; empty for all interfaces."""
+        return split_address(self.listen_address)[0]
+
+    @property
+    def port(self) -> int:
+        return split_address(self.listen_address)[1]
+
+    @property
+    def is_loopback(self) -> bool:
+        return redis_url.is_loopback(self.host)
+
+
+class LogConfig(Section):
+    """What the daemon writes to standard error."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], choice("debug", "info", "warning", "error")] = Field(
+        "info", description="The least serious message that is written."
+    )
+    format: Annotated[Literal["auto", "human", "json"], choice("auto", "human", "json")] = Field(
+        "auto", description="auto writes for people on a terminal and JSON lines elsewhere."
+    )
+
+
+class ShutdownConfig(Section):
+    """How the daemon stops."""
+
+    grace: Annotated[float, duration(0, HOUR)] = Field(
+        20 * SECOND, description="How long sends in flight may take to finish; what is left goes back to pending."
+    )
+
+
+class KeysConfig(Section):
+    """Names of single keys, where they do not follow from the prefix."""
+
+    pending: Annotated[str, key_name()] | None = Field(
+        None, description="List of callbacks to send. Null: PREFIX:pending."
+    )
+    processing: Annotated[str, key_name()] | None = Field(
+        None, description="List of callbacks being sent. Null: PREFIX:processing."
+    )
+    lock: Annotated[str, key_name()] | None = Field(None, description="The send lock. Null: PREFIX:lock.")
+    last_send: Annotated[str, key_name()] | None = Field(
+        None, description="Time of the last batch. Null: PREFIX:last_send_time."
+    )
+    stats: Annotated[str, key_name()] | None = Field(
+        None, description="Start of the three counters' names. Null: PREFIX:stats."
+    )
+
+
+class EarlyConfig(Section):
+    """A smaller batch that goes out sooner. Both keys are needed."""
+
+    size: Annotated[int, whole(1, 10_000)] = Field(description="This many callbacks are enough ...")
+    delay: Annotated[float, duration(0.001, HOUR)] = Field(description="... once they have waited this long.")
+
+
+class BatchConfig(Section):
+    """When a batch goes out."""
+
+    size: Annotated[int, whole(1, 10_000)] = Field(
+        100, description="A batch goes out at once when this many callbacks wait; also the most taken in one go."
+    )
+    max_delay: Annotated[float, duration(0, HOUR)] = Field(
+        1 * SECOND, description="A smaller batch goes out when its oldest callback has waited this long."
+    )
+    min_interval: Annotated[float, duration(0, HOUR)] = Field(
+        0.0, description="The least time between two batches. 0s sends a backlog without pauses."
+    )
+    early: EarlyConfig | None = Field(
+        None, description="A trigger between size and max_delay, such as {size: 3, delay: 500ms}."
+    )
+    spread: Annotated[float, duration(0, MINUTE)] = Field(
+        0.0, description="The pause between the starts of two sends of one batch."
+    )
+
+
+class PerDestinationConfig(Section):
+    """Limits for each receiving host, so that a slow one cannot hold up the others."""
+
+    concurrency: Annotated[int, whole(1, 10_000)] = Field(32, description="Requests to one host at the same time.")
+    rate: Annotated[float, rate()] | None = Field(
+        None, description="Requests to one host in a time. Not available yet: leave it null."
+    )
+    bandwidth: Annotated[float, bandwidth()] | None = Field(
+        None, description="Request bytes to one host in a time. Not available yet: leave it null."
+    )
+
+
+class TemplateBody(Section):
+    """A body made from a template file."""
+
+    template: Annotated[Path, path()] = Field(description="A Jinja2 template. Not available yet.")
+
+
+class RendererBody(Section):
+    """A body made by a Python function."""
+
+    renderer: Annotated[str, text(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "package.module:function")] = Field(
+        description="A Python function. Not available yet."
+    )
+
+
+def _read_body(value: Any) -> Any:
+    if isinstance(value, TemplateBody | RendererBody) or (isinstance(value, str) and value in ("data", "item")):
+        return value
+    for name, model in (("template", TemplateBody), ("renderer", RendererBody)):
+        if isinstance(value, dict) and list(value) == [name]:
+            try:
+                return model(**value)
+            except ValueError:
+                break
+    raise PydanticCustomError(WRONG, "{why}", {"why": _BODY})
+
+
+class RequestConfig(Section):
+    """What a request is made of."""
+
+    body: Annotated[Literal["data", "item"] | TemplateBody | RendererBody, BeforeValidator(_read_body)] = Field(
+        "data",
+        description="data posts the item's data field, item posts the whole item byte for byte. "
+        "Templates and renderers are not available yet.",
+    )
+    headers: dict[Annotated[str, header_name()], Annotated[str, header_value()]] = Field(
+        default_factory=dict, repr=False, description="Headers added to every request, name: value."
+    )
+
+
+class EgressConfig(Section):
+    """Where requests may go. Every address that is not public is refused, unless it is allowed here."""
+
+    allow: tuple[Annotated[IPv4Network | IPv6Network, network()], ...] = Field(
+        (), description="Networks of private receivers that may be reached, such as [10.20.0.0/16]."
+    )
+
+
+class CoalesceConfig(Section):
+    """Several callbacks for one URL in one request. Not available yet."""
+
+    size: Annotated[int, whole(2, 10_000)] = Field(100, description="The most callbacks in one request.")
+    max_bytes: Annotated[int, size(1, GIB)] = Field(MIB, description="The most bytes in one request.")
+    linger: Annotated[float, duration(0, MINUTE)] = Field(0.05, description="How long to wait for more.")
+
+
+class DeliveryConfig(Section):
+    """How callbacks are sent."""
+
+    timeout: Annotated[float, duration(0.01, HOUR)] = Field(
+        15 * SECOND, description="The longest that one attempt may take, connecting included."
+    )
+    connect_timeout: Annotated[float, duration(0.01, HOUR)] = Field(
+        5 * SECOND, description="The longest that connecting may take. Not longer than timeout."
+    )
+    lease: Annotated[float, duration(SECOND, DAY)] = Field(
+        30 * SECOND,
+        description="How long a claimed callback stays ours without a sign of life. At least 1s longer than timeout.",
+    )
+    concurrency: Annotated[int, whole(1, 10_000)] = Field(
+        256, description="Requests at the same time, to all hosts together."
+    )
+    max_in_flight_bytes: Annotated[int, size(KIB, 1024 * GIB)] = Field(
+        64 * MIB, description="The most payload bytes held in memory for sending."
+    )
+    max_response_bytes: Annotated[int, size(0, GIB)] = Field(
+        64 * KIB, description="An answer is read up to here; the rest is ignored."
+    )
+    max_request_bytes: Annotated[int, size(1, GIB)] = Field(
+        16 * MIB, description="A callback with a larger body is not sent: it goes to the dead letters."
+    )
+    user_agent: Annotated[str, header_value()] | None = Field(
+        None, description="The User-Agent header. Null: the program's name and version."
+    )
+    ca_file: Annotated[Path, path()] | None = Field(
+        None, description="Certificates to trust (PEM). Null: those of the system."
+    )
+    per_destination: PerDestinationConfig = PerDestinationConfig()
+    request: RequestConfig = RequestConfig()
+    egress: EgressConfig = EgressConfig()
+    coalesce: CoalesceConfig | None = Field(
+        None, description="Several callbacks for one URL in one request. Not available yet: leave it null."
+    )
+
+
+class RetryConfig(Section):
+    """What happens after a failed attempt. Each wait is random, up to base doubled with each attempt."""
+
+    max_attempts: Annotated[int, whole(1, 1000)] = Field(
+        10, description="Attempts in all; then the callback goes to the dead letters."
+    )
+    max_age: Annotated[float, duration(SECOND, 365 * DAY)] = Field(
+        24 * HOUR, description="Nor is it tried again when it is older than this."
+    )
+    base: Annotated[float, duration(0.001, DAY)] = Field(5 * SECOND, description="The longest wait after one failure.")
+    cap: Annotated[float, duration(0.001, 30 * DAY)] = Field(
+        HOUR, description="No wait is longer than this. Not shorter than base."
+    )
+    retry_after_cap: Annotated[float, duration(0, 30 * DAY)] = Field(
+        HOUR, description="The longest wait that a receiver can ask for with Retry-After."
+    )
+
+
+class RecoveryConfig(Section):
+    """What happens to callbacks that are stuck in processing because their worker died."""
+
+    auto: Annotated[bool, flag()] = Field(
+        True, description="true puts them back to pending. false only counts them. Never in observe mode."
+    )
+    every: Annotated[float, duration(0.1, DAY)] = Field(15 * SECOND, description="How often to look.")
+    stuck_after: Annotated[float, duration(0.1, 30 * DAY)] = Field(
+        5 * MINUTE,
+        description="How long one must have been seen in processing. Longer than delivery.timeout, "
+        "and than the other workers' own retries (about 2m).",
+    )
+    max_recoveries: Annotated[int, whole(0, 1000)] = Field(
+        3, description="One that got stuck more often than this goes to the dead letters."
+    )
+
+
+class StaleLockConfig(Section):
+    """When a lock is taken to be left behind. A lock with a sane TTL always expires by itself."""
+
+    auto: Annotated[bool, flag()] = Field(True, description="true releases such a lock. false only reports it.")
+    no_ttl_after: Annotated[float, duration(0.1, 30 * DAY)] = Field(
+        MINUTE, description="A lock without expiry is stale when it has not changed for this long."
+    )
+    max_ttl: Annotated[float, duration(SECOND, 30 * DAY)] = Field(
+        10 * MINUTE, description="A TTL beyond this is treated like none. Longer than lock.ttl."
+    )
+
+
+class LockConfig(Section):
+    """The send lock: only its holder sends."""
+
+    ttl: Annotated[float, duration(SECOND, DAY)] = Field(
+        30 * SECOND, description="When the lock expires if this daemon dies. It is renewed long before."
+    )
+    check_every: Annotated[float, duration(0.1, HOUR)] = Field(
+        5 * SECOND, description="How often to look for a stale lock."
+    )
+    stale: StaleLockConfig = StaleLockConfig()
+
+
+class DeadConfig(Section):
+    """How much is kept of the callbacks that were given up."""
+
+    max_count: Annotated[int, whole(1, 100_000_000)] = Field(
+        100_000, description="The most that are kept; the oldest are deleted first."
+    )
+    max_age: Annotated[float, duration(SECOND, 3650 * DAY)] = Field(
+        30 * DAY, description="Those older than this are deleted."
+    )
+
+
+class QueueConfig(Section):
+    """One callback queue."""
+
+    name: Annotated[str, queue_name()] = Field(description="What the queue is called in metrics and commands. Unique.")
+    prefix: Annotated[str, key_name()] = Field(
+        "callback_queue", description="All of the queue's keys begin with this and a colon. Unique."
+    )
+    keys: KeysConfig = KeysConfig()
+    mode: Annotated[Mode, choice(*Mode)] = Field(
+        Mode.DISPATCH,
+        description="observe only reads; supervise also frees stuck callbacks and locks; dispatch also sends.",
+    )
+    batch: BatchConfig = BatchConfig()
+    delivery: DeliveryConfig = DeliveryConfig()
+    retry: RetryConfig = RetryConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
+    lock: LockConfig = LockConfig()
+    dead: DeadConfig = DeadConfig()
+
+
+class AlertAuthConfig(Section):
+    """Who may post alerts."""
+
+    bearer_token_file: Annotated[Path, path()] | None = Field(
+        None, description="A file with the token that callers must send. Has no effect yet."
+    )
+
+
+class AlertRouteConfig(Section):
+    """Which alert causes which action. Not available yet."""
+
+    match: dict[
+        Annotated[str, text(r"[A-Za-z_]\w*", "a label name")], Annotated[str, text(r"[^\0]{1,500}", "a text")]
+    ] = Field(description="Labels that an alert must have.")
+    action: Annotated[Literal["recover", "unlock"], choice("recover", "unlock")] = Field(description="What to do.")
+    cooldown: Annotated[float, duration(0, DAY)] = Field(5 * MINUTE, description="The least time between two actions.")
+    max_per_hour: Annotated[int, whole(1, 3600)] = Field(6, description="The most actions in an hour.")
+    dry_run: Annotated[bool, flag()] = Field(False, description="true only records what would be done.")
+
+
+class AlertsConfig(Section):
+    """Actions on Alertmanager's webhooks."""
+
+    auth: AlertAuthConfig = AlertAuthConfig()
+    routes: tuple[AlertRouteConfig, ...] = Field(
+        (), description="Which alert causes which action. Not available yet: leave it empty."
+    )
+
+
+class Config(Section):
+    """The whole file."""
+
+    redis: RedisConfig = RedisConfig()
+    data_dir: Annotated[Path, path()] = Field(
+        Path("cbq-data"), description="Where the embedded server keeps its data; relative to the current directory."
+    )
+    web: WebConfig = WebConfig()
+    log: LogConfig = LogConfig()
+    shutdown: ShutdownConfig = ShutdownConfig()
+    queues: tuple[QueueConfig, ...] = Field(
+        (QueueConfig(name="callbacks"),), min_length=1, description="The queues; at least one."
+    )
+    alerts: AlertsConfig = AlertsConfig()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed but probably not meant, one line each."""
+        from cbq_exporter.config.rules import warnings
+
+        return warnings(self)

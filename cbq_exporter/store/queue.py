@@ -1,0 +1,367 @@
+"""What can be done to one queue. Each change is one script; no type of the driver appears here.
+
+Every method raises StoreUnavailable (try again later; a change may or may not have happened) or
+StoreMisuse (a key holds a foreign type, a permission is missing).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+
+from cbq_exporter import item
+from cbq_exporter.model import (
+    Claim,
+    Dead,
+    DeadLetter,
+    Delivered,
+    PutBack,
+    Recovery,
+    Retry,
+    Settled,
+    Settlement,
+    Waiting,
+)
+from cbq_exporter.store import records
+from cbq_exporter.store.connections import Connections
+from cbq_exporter.store.keys import QueueKeys
+
+STATS_TTL = 86_400  # seconds after the last change, as existing tools expect
+LAST_SEND_TTL = 60  # seconds, as existing tools expect
+
+# One script may hold the server up for as long as it runs: so many callbacks and bytes at most.
+_MOST_ITEMS = 500
+_MOST_BYTES = 8 * 1024 * 1024
+_PAGE_BYTES = 1024 * 1024
+_MOST_LEASES = 10_000
+
+_SETTLED = {0: Settled.FENCED, 1: Settled.DONE, 2: Settled.MISSING}
+
+
+class Queue:
+    """One queue. ``lock_value`` is what this daemon writes into the send lock."""
+
+    def __init__(self, connections: Connections, keys: QueueKeys, *, lock_value: str = "") -> None:
+        self.keys = keys
+        self.lock_value = lock_value
+        self._connections = connections
+        self._typical_bytes = 4096.0  # a claimed payload's size, as seen lately
+
+    # --- the send lock -----------------------------------------------------------------------
+
+    async def keep_lock(self, ttl: float) -> bool:
+        """Take the lock where it is free, prolong it where it is ours; ``ttl`` in seconds. Says whether it is ours."""
+        answer = await self._connections.run_named("lock_keep", [self.keys.lock], [self.lock_value, _ms(ttl)])
+        return bool(answer == 1)
+
+    async def free_lock(self) -> bool:
+        """Free the lock only where it is still ours; says whether it was."""
+        return bool(await self._connections.run_named("lock_free", [self.keys.lock], [self.lock_value]) == 1)
+
+    # --- dispatching -------------------------------------------------------------------------
+
+    async def waiting(self, early_size: int | None = None) -> Waiting:
+        """What waits to be claimed, in one round trip."""
+        k = self.keys
+        commands: list[tuple[str | int, ...]] = [
+            ("TIME",),
+            ("LLEN", k.pending),
+            ("LINDEX", k.pending, 0),
+            ("ZRANGE", k.retry, 0, 0, "WITHSCORES"),
+        ]
+        if early_size is not None:
+            commands.append(("LINDEX", k.pending, early_size - 1))
+        answers = await self._connections.read_many(commands)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        time, pending, oldest, due = answers[:4]
+        return Waiting(
+            at=int(time[0]) + int(time[1]) / 1e6,
+            pending=pending,
+            oldest_queued_at=item.queued_at(oldest),
+            early_queued_at=item.queued_at(answers[4]) if early_size is not None else None,
+            next_due_at=float(due[1]) / 1000 if due else None,
+        )
+
+    async def wait_for_arrival(self, seconds: float) -> bool:
+        """Block until pending is not empty, without polling; False after ``seconds``.
+
+        It takes the head and puts it back at the head: one atomic step that changes nothing. It is a
+        write to the server all the same, and for the lock's holder only.
+        """
+        k = self.keys
+        head = await self._connections.wait(seconds, "BLMOVE", k.pending, k.pending, "LEFT", "LEFT", seconds)
+        return head is not None
+
+    async def claim(
+        self, *, count: int, max_bytes: int, lease: float, lock_ttl: float, from_pending: int | None = None
+    ) -> Claim | None:
+        """Take up to ``count`` callbacks under a lease of ``lease`` seconds; None where the lock is not ours.
+
+        Due retries come first. At most ``max_bytes`` are taken, but always at least one callback.
+        """
+        k = self.keys
+        first_page = max(1, min(count, int(_PAGE_BYTES / self._typical_bytes)))
+        answer = await self._connections.run_named(
+            "claim",
+            [
+                k.lock,
+                k.pending,
+                k.processing,
+                k.leases,
+                k.retry,
+                k.records,
+                k.payloads,
+                k.returned,
+                k.fence,
+                k.last_send,
+            ],
+            [
+                self.lock_value,
+                _ms(lock_ttl),
+                count,
+                max_bytes,
+                _ms(lease),
+                count if from_pending is None else from_pending,
+                LAST_SEND_TTL,
+                first_page,
+            ],
+        )
+        if answer[0] == 0:
+            return None
+        _, now_ms, left, next_due, from_retry = answer[:5]
+        items = tuple(records.claimed(answer[i], answer[i + 1]) for i in range(5, len(answer), 2))
+        if items:
+            mean = sum(len(one.payload) for one in items) / len(items)
+            self._typical_bytes += (mean - self._typical_bytes) / 2
+        return Claim(now_ms, items, from_retry, left, next_due if next_due >= 0 else None)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        """End claims. Repeating a call that ended with StoreUnavailable is safe: what was settled by it is
+        answered FENCED the second time.
+
+        Only what fits one script is settled: the answer may be shorter than ``settlements``.
+        """
+        k = self.keys
+        args: list[str | bytes | int] = [STATS_TTL]
+        size = 0
+        for number, settlement in enumerate(settlements):
+            size += len(settlement.claimed.payload)
+            if number and (number >= _MOST_ITEMS or size > _MOST_BYTES):
+                break
+            args += _settle_args(settlement)
+        answer = await self._connections.run_named(
+            "settle",
+            [
+                k.leases,
+                k.processing,
+                k.pending,
+                k.retry,
+                k.dead,
+                k.records,
+                k.payloads,
+                k.returned,
+                k.stats_sent,
+                k.stats_failed,
+            ],
+            args,
+        )
+        return [_SETTLED[code] for code in answer]
+
+    async def extend(self, leases: Sequence[str], lease: float) -> list[bool]:
+        """Set the deadlines of leases to ``lease`` seconds from now; False for each that is not held any more."""
+        held: list[bool] = []
+        for chunk in _chunks(leases, 5 * _MOST_ITEMS):
+            answer = await self._connections.run_named("extend", [self.keys.leases], [_ms(lease), *chunk])
+            held += [code == 1 for code in answer]
+        return held
+
+    # --- recovery ----------------------------------------------------------------------------
+
+    async def recover_expired(self, max_recoveries: int) -> Recovery:
+        """Bring callbacks whose lease has run out back to the head of pending, in their order.
+
+        One that was recovered ``max_recoveries`` times before becomes a dead letter. ``processing`` is walked
+        from its tail in bounded pages: what is taken out of it meanwhile cannot make the walk miss anything.
+        """
+        k = self.keys
+        time = await self._connections.read("TIME")
+        now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
+        expired = await self._connections.read("ZRANGEBYSCORE", k.leases, "-inf", now_ms, "LIMIT", 0, _MOST_LEASES)
+        if not expired:
+            return Recovery()
+        wanted: dict[str, list[str]] = {}
+        for raw in expired:
+            lease = raw.decode("ascii", "replace")
+            if lease.count("|") == 4:
+                wanted.setdefault(records.fingerprint_of(lease), []).append(lease)
+        total = Recovery()
+        async for page in self._pages_from_the_tail():
+            found = []
+            for payload in reversed(page):
+                leases = wanted.get(_sha1(payload))
+                if leases:
+                    found.append((leases.pop(), payload))
+            found.reverse()
+            total = await self._recover(found, max_recoveries, total)
+            if not any(wanted.values()):
+                return total
+        lost = [(lease, b"") for leases in wanted.values() for lease in leases]
+        return await self._recover(lost, max_recoveries, total)
+
+    async def _recover(self, found: list[tuple[str, bytes]], max_recoveries: int, total: Recovery) -> Recovery:
+        k = self.keys
+        # The last of processing goes first: each batch is pushed in front of the one before.
+        for batch in reversed(list(_batches(found))):
+            args: list[str | bytes | int] = [max_recoveries]
+            for lease, payload in batch:
+                args += [lease, payload, records.of_poison(lease, payload) if payload else b""]
+            codes = await self._connections.run_named(
+                "recover", [k.leases, k.processing, k.pending, k.dead, k.records, k.payloads, k.returned], args
+            )
+            total = Recovery(
+                total.returned + codes.count(1), total.dead + codes.count(2), total.leases_dropped + codes.count(3)
+            )
+        return total
+
+    async def _pages_from_the_tail(self) -> AsyncIterator[list[bytes]]:
+        end = await self._connections.read("LLEN", self.keys.processing)
+        size = 16
+        while end > 0:
+            start = max(0, end - size)
+            page = await self._connections.read("LRANGE", self.keys.processing, start, end - 1)
+            yield page
+            end = start
+            if page:
+                mean = max(1, sum(map(len, page)) // len(page))
+                size = max(1, min(2000, _PAGE_BYTES // mean, size * 4))
+
+    # --- producing ---------------------------------------------------------------------------
+
+    async def enqueue(self, payloads: Sequence[bytes]) -> int:
+        """Append payloads, counted as the existing producers count; returns the length of pending."""
+        length = 0
+        for batch in _batches([("", payload) for payload in payloads], most_items=1000):
+            length = await self._connections.run_named(
+                "enqueue", [self.keys.pending, self.keys.stats_queued], [STATS_TTL, *(payload for _, payload in batch)]
+            )
+        return length
+
+    # --- dead letters ------------------------------------------------------------------------
+
+    async def dead_count(self) -> int:
+        return int(await self._connections.read("ZCARD", self.keys.dead))
+
+    async def dead_ids(self, *, offset: int, count: int, newest_first: bool = False) -> list[str]:
+        """Ids in the order of death."""
+        command = "ZREVRANGE" if newest_first else "ZRANGE"
+        answer = await self._connections.read(command, self.keys.dead, offset, offset + count - 1)
+        return [raw.decode("ascii", "replace") for raw in answer]
+
+    async def dead_before(self, died_ms: int, count: int) -> list[str]:
+        """Up to ``count`` ids of those that died before ``died_ms``, oldest first."""
+        answer = await self._connections.read("ZRANGEBYSCORE", self.keys.dead, "-inf", f"({died_ms}", "LIMIT", 0, count)
+        return [raw.decode("ascii", "replace") for raw in answer]
+
+    async def dead_letters(self, ids: Sequence[str], *, with_payload: bool = False) -> list[DeadLetter]:
+        """The letters of ``ids`` that are still there, in that order."""
+        k = self.keys
+        letters = []
+        for chunk in _chunks(ids, 1 if with_payload else 500):
+            commands: list[tuple[str, ...]] = [("ZMSCORE", k.dead, *chunk), ("HMGET", k.records, *chunk)]
+            commands += [("HGET", k.payloads, i) if with_payload else ("HSTRLEN", k.payloads, i) for i in chunk]
+            scores, kept, *rest = await self._connections.read_many(commands)
+            for error in (scores, kept):
+                if isinstance(error, Exception):
+                    raise error
+            for letter_id, score, record, extra in zip(chunk, scores, kept, rest, strict=True):
+                if score is None:
+                    continue
+                payload = extra if with_payload and isinstance(extra, bytes) else None
+                size = len(payload) if payload is not None else extra if isinstance(extra, int) else 0
+                letters.append(records.dead_letter(letter_id, float(score), record, payload, size))
+        return letters
+
+    async def dead_retry(self, ids: Sequence[str]) -> int:
+        """Move letters to the tail of pending, with a clean record; returns how many were still there."""
+        k = self.keys
+        moved = 0
+        for chunk in _chunks(ids, 50):
+            moved += await self._connections.run_named(
+                "dead_retry", [k.dead, k.records, k.payloads, k.pending, k.returned], chunk
+            )
+        return moved
+
+    async def dead_purge(self, ids: Sequence[str]) -> int:
+        """Delete letters for good; returns how many were still there."""
+        k = self.keys
+        purged = 0
+        for chunk in _chunks(ids, _MOST_ITEMS):
+            purged += await self._connections.run_named("dead_purge", [k.dead, k.records, k.payloads], chunk)
+        return purged
+
+    # --- upkeep ------------------------------------------------------------------------------
+
+    async def store_now_ms(self) -> int:
+        """The store's clock, in milliseconds since the epoch."""
+        time = await self._connections.read("TIME")
+        return int(time[0]) * 1000 + int(time[1]) // 1000
+
+    async def forget_returned(self, cursor: int, older_than_ms: int) -> tuple[int, int]:
+        """Look at one page of the memory of what went back to pending, and forget what is too old.
+
+        Returns the cursor of the next page (0 at the end) and how many were forgotten.
+        """
+        answer = await self._connections.read("HSCAN", self.keys.returned, cursor, "COUNT", 500)
+        fields = answer[1]
+        old = []
+        for name, value in zip(fields[::2], fields[1::2], strict=True):
+            returned_ms = value.rpartition(b"|")[2]
+            if not returned_ms.isdigit() or int(returned_ms) < older_than_ms:
+                old += [name, value]
+        forgotten = 0
+        if old:
+            forgotten = await self._connections.run_named("forget", [self.keys.returned], old)
+        return int(answer[0]), forgotten
+
+
+def _settle_args(settlement: Settlement) -> list[str | bytes | int]:
+    claim, outcome = settlement.claimed, settlement.outcome
+    match outcome:
+        case Delivered():
+            return [claim.lease, claim.payload, "d", 0, b""]
+        case PutBack():
+            return [claim.lease, claim.payload, "b", 0, b""]
+        case Retry():
+            kind = "r" if outcome.attempt_used else "w"
+            return [claim.lease, claim.payload, kind, _ms(outcome.delay), records.of_settlement(settlement, outcome)]
+        case Dead():
+            kind = "x" if outcome.attempt_used else "z"
+            return [claim.lease, claim.payload, kind, 0, records.of_settlement(settlement, outcome)]
+
+
+def _chunks(values: Sequence[str], most: int) -> Iterator[Sequence[str]]:
+    for first in range(0, len(values), most):
+        yield values[first : first + most]
+
+
+def _batches(pairs: Iterable[tuple[str, bytes]], most_items: int = 100) -> Iterator[list[tuple[str, bytes]]]:
+    batch: list[tuple[str, bytes]] = []
+    size = 0
+    for pair in pairs:
+        if batch and (len(batch) >= most_items or size + len(pair[1]) > _MOST_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(pair)
+        size += len(pair[1])
+    if batch:
+        yield batch
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
+
+
+def _sha1(payload: bytes) -> str:
+    return hashlib.sha1(payload, usedforsecurity=False).hexdigest()

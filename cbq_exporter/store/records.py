@@ -1,0 +1,134 @@
+"""What is kept with a callback that waits for a retry or is dead, and how leases are read.
+
+A lease says all about its claim, so that claiming writes one sorted set and no record:
+``<claimed ms>-<token>-<n>|<SHA-1 of the payload>|<attempts>|<recoveries>|<first claimed ms>``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cbq_exporter import item
+from cbq_exporter.model import Claimed, Dead, DeadLetter, DeadReason, Failure, Retry, Settlement
+
+_MAX_TEXT = 2000
+_MAX_URL = 8192
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+def claimed(lease: bytes, payload: bytes) -> Claimed:
+    text = lease.decode("ascii")
+    _, fingerprint, attempts, recoveries, first_ms = text.split("|")
+    return Claimed(text, fingerprint, payload, int(attempts), int(recoveries), int(first_ms))
+
+
+def fingerprint_of(lease: str) -> str:
+    return lease.split("|", 2)[1]
+
+
+def claimed_at(lease: str) -> float:
+    """When the claim was made, in epoch seconds of the store's clock."""
+    return int(lease[:13]) / 1000
+
+
+def of_settlement(settlement: Settlement, outcome: Retry | Dead) -> bytes:
+    """The record of a retry or a dead letter; ``claim.lua`` reads attempts, recoveries and first_ms back."""
+    claim = settlement.claimed
+    return _record(
+        attempts=claim.attempts + outcome.attempt_used,
+        recoveries=claim.recoveries,
+        first_ms=claim.first_claimed_ms,
+        size=len(claim.payload),
+        url=settlement.url,
+        destination=settlement.destination,
+        reason=outcome.reason.value if isinstance(outcome, Dead) else "",
+        failure=outcome.failure,
+    )
+
+
+def of_poison(lease: str, payload: bytes) -> bytes:
+    """The record of a callback whose daemon went away too often while it was in flight."""
+    _, _, attempts, recoveries, first_ms = lease.split("|")
+    count = int(recoveries) + 1
+    return _record(
+        attempts=int(attempts),
+        recoveries=count,
+        first_ms=int(first_ms),
+        size=len(payload),
+        url=item.url_of(payload),
+        destination="",
+        reason=DeadReason.POISON.value,
+        failure=Failure(kind="poison", detail=f"its lease ran out {count} times: sending it may end the daemon"),
+    )
+
+
+def dead_letter(letter_id: str, died_ms: float, record: bytes | None, payload: bytes | None, size: int) -> DeadLetter:
+    """Read what was kept; a record that is missing or broken leaves its fields empty."""
+    fields: dict[str, Any] = {}
+    if record is not None:
+        try:
+            decoded = _decode(record)
+        except msgspec.DecodeError:
+            decoded = None
+        if isinstance(decoded, dict):
+            fields = decoded
+    return DeadLetter(
+        id=letter_id,
+        reason=str(fields.get("reason", "unknown")),
+        url=str(fields.get("url", "")),
+        destination=str(fields.get("destination", "")),
+        attempts=_number(fields.get("attempts")),
+        first_at=_number(fields.get("first_ms")) / 1000,
+        died_at=died_ms / 1000,
+        failure=Failure(
+            kind=str(fields.get("kind", "")),
+            status=_number(fields.get("status")),
+            detail=str(fields.get("detail", "")),
+            sample=str(fields.get("sample", "")),
+            at=float(_number(fields.get("at_ms")) / 1000),
+        ),
+        size=_number(fields.get("size")) if fields else size,
+        payload=payload,
+    )
+
+
+def _record(
+    *,
+    attempts: int,
+    recoveries: int,
+    first_ms: int,
+    size: int,
+    url: str,
+    destination: str,
+    reason: str,
+    failure: Failure,
+) -> bytes:
+    return _encode(
+        {
+            "attempts": attempts,
+            "recoveries": recoveries,
+            "first_ms": first_ms,
+            "size": size,
+            "url": _storable(url, _MAX_URL),
+            "destination": _storable(destination, 300),
+            "reason": reason,
+            "kind": failure.kind,
+            "status": failure.status,
+            "detail": _storable(failure.detail, _MAX_TEXT),
+            "sample": _storable(failure.sample, _MAX_TEXT),
+            "at_ms": round(failure.at * 1000),
+        }
+    )
+
+
+def _storable(text: str, most: int) -> str:
+    """Text that JSON can carry: no lone surrogates, not endless."""
+    return text[:most].encode("utf-8", "replace").decode("utf-8")
+
+
+def _number(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0

