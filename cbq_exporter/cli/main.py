@@ -1,0 +1,105 @@
+"""The program's entry: finds the command, and turns every end of it into an exit code and at most one line.
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 refused or aborted, 4 Redis unreachable, 5 precondition changed,
+130 interrupted, 141 the reader of standard output went away.
+
+Commands are imported when they are run, and import what is heavy inside their functions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from cbq_exporter import __version__
+from cbq_exporter.cli import options
+from cbq_exporter.errors import CbqError, ConfigError, UsageError
+
+INTERRUPTED = 130  # 128 + SIGINT
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+
+_COMMANDS = {
+    "serve": "cbq_exporter.cli.serve:serve",
+}
+
+
+class App(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = _COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        module, _, name = place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # Caught here, because click would say these two in its own way.
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            return _say("interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            _abandon_stdout()
+            return PIPE_CLOSED
+        return code
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        run = options.Run()
+        kwargs.update(standalone_mode=False, obj=run)
+        try:
+            code = super().main(*args, **kwargs)
+        except Exception as error:
+            if run.debug and not isinstance(error, click.ClickException):
+                raise
+            code = _explain(error)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="cbq-exporter")
+@options.debug
+def app() -> None:
+    """Deliver, watch and heal a Redis-backed queue of HTTP callbacks."""
+
+
+def main() -> NoReturn:
+    app.main(prog_name="cbq-exporter")
+
+
+def _explain(error: Exception) -> int:
+    """Tell an operator what happened; returns the exit code."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return UsageError.exit_code
+    if isinstance(error, click.UsageError):
+        help_at = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
+        return _say(f"{error.format_message().rstrip('.')}{help_at}", UsageError.exit_code)
+    if isinstance(error, click.ClickException):
+        return _say(error.format_message(), error.exit_code)
+    if isinstance(error, ConfigError):
+        for problem in error.problems:
+            _say(str(problem), error.exit_code)
+        return error.exit_code
+    if isinstance(error, CbqError):
+        return _say(str(error), error.exit_code)
+    return _say(f"unexpected {type(error).__name__}: {error}; run it again with --debug to see where", 1)
+
+
+def _say(line: str, code: int) -> int:
+    from cbq_exporter.logs import printable
+
+    click.echo(f"cbq-exporter: {printable(line)}", err=True)
+    return code
+
+
+def _abandon_stdout() -> None:
+    """Whoever read our output is gone: whatever is still buffered must not fail when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,67 @@
+"""The options that several commands share. Imports nothing heavy: ``--help`` must be quick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Run:
+    """What is known about this run of the program before its command starts; the object of click's context."""
+
+    debug: bool = False
+
+
+def _note_debug(context: click.Context, _: click.Parameter, given: bool) -> None:
+    if given:
+        context.ensure_object(Run).debug = True
+
+
+def debug(command: F) -> F:
+    return click.option(
+        "--debug",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_note_debug,
+        help="Show the traceback of an error, and log details.",
+    )(command)
+
+
+def config(command: F) -> F:
+    return click.option(
+        "-c",
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="The configuration. Without it: $CBQ_CONFIG, ./config.yaml, or the defaults.",
+    )(command)
+
+
+def queue(command: F) -> F:
+    return click.option(
+        "-q",
+        "--queue",
+        "queue_name",
+        metavar="NAME",
+        help="The queue. May be left out where only one is configured.",
+    )(command)
+
+
+def output(command: F) -> F:
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        help="How to print.",
+    )(command)
