@@ -50,6 +50,7 @@ class DeadReason(StrEnum):
     INVALID_ITEM = "invalid_item"  # JSON, but not an object
     INVALID_URL = "invalid_url"
     NO_DATA = "no_data"  # body: data, and the item has no `data`
+    TOO_LARGE = "too_large"  # the body is larger than max_request_bytes
     RENDER = "render"  # the body could not be made
     BLOCKED = "blocked"
     REJECTED = "rejected"  # an answer that repeating will not change

@@ -1,0 +1,102 @@
+"""Sends one queue's claimed callbacks within the limits of each destination; on the event loop.
+
+Each parcel handed over comes back exactly once: as ended, with its exchange, or as given back, unsent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from cbq_exporter.clock import Clock
+from cbq_exporter.delivery.destinations import Destinations, Parcel
+from cbq_exporter.delivery.engine import Engine
+from cbq_exporter.delivery.exchange import Exchange
+
+Ended = tuple[Parcel, Exchange]
+
+
+class Sender:
+    """``on_ended`` gets what the engine has finished, in batches."""
+
+    def __init__(
+        self,
+        make_engine: Callable[[Callable[[list[Exchange]], None]], Engine],
+        *,
+        per_destination: int,
+        on_ended: Callable[[list[Ended]], None],
+        clock: Clock,
+    ) -> None:
+        self._engine = make_engine(self._on_done)
+        self._destinations = Destinations(concurrency=per_destination)
+        self._on_ended = on_ended
+        self._clock = clock
+        self._later: dict[Parcel, asyncio.TimerHandle] = {}
+        self._started = False
+
+    def start(self) -> None:
+        self._engine.start()
+        self._started = True
+
+    @property
+    def unstarted(self) -> int:
+        """Parcels that wait for a place."""
+        return self._destinations.waiting + len(self._later)
+
+    def in_flight(self) -> dict[str, int]:
+        """Requests that are being sent, by destination; only those that have any."""
+        return self._destinations.in_flight()
+
+    def send(self, parcels: Sequence[Parcel], *, spread: float = 0.0) -> None:
+        """Send in this order; with ``spread``, so many seconds between the starts of two."""
+        if spread <= 0:
+            self._offer(parcels)
+            return
+        loop = asyncio.get_running_loop()
+        for number, parcel in enumerate(parcels):
+            if number == 0:
+                self._offer([parcel])
+            else:
+                self._later[parcel] = loop.call_later(number * spread, self._spread_out, parcel)
+
+    def give_back_excess(self) -> list[tuple[Parcel, float]]:
+        """What slow destinations keep others from; with the seconds until it makes sense to claim it again."""
+        return self._destinations.excess(self._clock.monotonic())
+
+    def give_back_unstarted(self) -> list[Parcel]:
+        """All that waits for a place or for its moment, in order. What the engine was given comes back as ended."""
+        waiting = self._destinations.take_waiting()
+        for parcel, timer in self._later.items():
+            timer.cancel()
+            waiting.append(parcel)
+        self._later.clear()
+        self._engine.cancel_unstarted()
+        return waiting
+
+    async def close(self, grace: float) -> None:
+        """Give what is in flight ``grace`` seconds, then cut it off; ``on_ended`` has been told all on return."""
+        if self._started:
+            await self._engine.close(grace)
+
+    def _spread_out(self, parcel: Parcel) -> None:
+        del self._later[parcel]
+        self._offer([parcel])
+
+    def _offer(self, parcels: Sequence[Parcel]) -> None:
+        now = self._clock.monotonic()
+        self._engine.submit([parcel.request for parcel in parcels if self._destinations.offer(parcel, now)])
+
+    def _on_done(self, exchanges: list[Exchange]) -> None:
+        now = self._clock.monotonic()
+        ended: list[Ended] = []
+        following = []
+        for exchange in exchanges:
+            parcel: Parcel = exchange.tag
+            ended.append((parcel, exchange))
+            after = self._destinations.ended(parcel.destination, now)
+            if after is not None:
+                following.append(after.request)
+        # First keep the line busy, then do the books.
+        if following:
+            self._engine.submit(following)
+        self._on_ended(ended)

@@ -1,0 +1,473 @@
+"""Takes batches from one queue and sends them: the only one that claims, and only while it holds the lock."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cbq_exporter.clock import Clock
+from cbq_exporter.config import QueueConfig
+from cbq_exporter.delivery.destinations import Parcel
+from cbq_exporter.delivery.engine import Engine
+from cbq_exporter.delivery.exchange import Exchange, Request
+from cbq_exporter.delivery.sender import Ended, Sender
+from cbq_exporter.delivery.shaping import Shaper, Unusable
+from cbq_exporter.errors import StoreError
+from cbq_exporter.metrics.instruments import QueueInstruments
+from cbq_exporter.model import (
+    Claim,
+    Claimed,
+    Dead,
+    Delivered,
+    Failure,
+    FailureKind,
+    FlushReason,
+    PutBack,
+    Retry,
+    Settled,
+    Settlement,
+    Waiting,
+)
+from cbq_exporter.policy import flush, retry
+from cbq_exporter.services.settler import Settler
+from cbq_exporter.store.queue import Queue
+
+log = logging.getLogger(__name__)
+
+_LONGEST_RUN = 1.0  # seconds; a backlog is drained in many runs, so that the schedule sees them end
+_STANDBY_LOOK = 1.0  # seconds: how often a standby looks at the lock at least
+_SHORTEST_LOOK = 0.02  # seconds: while callbacks wait for their batch to fill
+_LONGEST_LOOK = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class FlushReport:
+    """What one run did. ``look_again_in`` is seconds; None: nothing waits, only an arrival can change that."""
+
+    claimed: int = 0
+    leading: bool = True
+    look_again_in: float | None = None
+
+
+class Dispatcher:
+    """``run_once`` is called again and again by a schedule; ``keep`` prolongs what is held meanwhile."""
+
+    def __init__(
+        self,
+        config: QueueConfig,
+        queue: Queue,
+        instruments: QueueInstruments,
+        make_engine: Callable[[Callable[[list[Exchange]], None]], Engine],
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._queue = queue
+        self._instruments = instruments
+        self._clock = clock
+        batch, delivery, again = config.batch, config.delivery, config.retry
+        self._flush_rule = flush.FlushRule(
+            batch.size,
+            batch.max_delay,
+            batch.min_interval,
+            batch.early.size if batch.early else None,
+            batch.early.delay if batch.early else 0.0,
+        )
+        self._retry_rule = retry.RetryRule(
+            again.max_attempts, again.max_age, again.base, again.cap, again.retry_after_cap
+        )
+        self._shaper = Shaper(
+            body=str(delivery.request.body),
+            headers=delivery.request.headers,
+            max_bytes=delivery.max_request_bytes,
+        )
+        self._sender = Sender(
+            make_engine,
+            per_destination=delivery.per_destination.concurrency,
+            on_ended=self._on_ended,
+            clock=clock,
+        )
+        self._settler = Settler(config.name, queue, self._on_settled)
+        self._held: dict[str, Parcel | None] = {}  # by lease, until it is settled; None: nothing is sent for it
+        self._held_bytes = 0
+        self._room_made = asyncio.Event()
+        self._reported: dict[str, int] = {}
+        self._number = 0
+        self._stopping = False
+        self._cut_off: list[Parcel] = []
+        self._lock_until = 0.0  # monotonic: the lock is ours at least until then, if nobody takes it away
+        self._leading = False
+        self._last_batch = float("-inf")  # monotonic
+        self._waiting_since: float | None = None  # monotonic: since when callbacks are seen waiting
+
+    def start(self) -> None:
+        self._sender.start()
+        self._settler.start()
+
+    @property
+    def leading(self) -> bool:
+        return self._leading
+
+    @property
+    def held(self) -> int:
+        """Callbacks claimed and not settled."""
+        return len(self._held)
+
+    @property
+    def sees_nothing_waiting(self) -> bool:
+        """Whether pending was empty at the last look."""
+        return self._waiting_since is None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the ends of sends cannot be stored now, or None."""
+        if not self._settler.is_alive and not self._stopping:
+            return "the settling of finished sends has stopped"
+        return str(self._settler.trouble) if self._settler.trouble else None
+
+    # --- claiming ----------------------------------------------------------------------------
+
+    async def run_once(self) -> FlushReport:
+        """Claim and hand over what is due, for a second at most; raises StoreError."""
+        if self._stopping:
+            return FlushReport(leading=self._leading)
+        started = self._clock.monotonic()
+        if self._lock_until - started < self._config.lock.ttl / 3:
+            standby = await self._take_lock()
+            if standby is not None:
+                return FlushReport(leading=False, look_again_in=standby)
+        claimed = 0
+        last: Claim | None = None
+        while not self._stopping:
+            now = self._clock.monotonic()
+            if now - started > _LONGEST_RUN:
+                return FlushReport(claimed, look_again_in=0.0)
+            if not self._room:
+                self._park_excess()
+                if not self._room:
+                    await self._wait_for_room()
+                    continue
+            decision = await self._decide(last, now)
+            if decision.reason is None:
+                return FlushReport(claimed, look_again_in=self._next_look(decision))
+            last = await self._claim(decision.reason)
+            if last is None:
+                self._instruments.fenced["claim"].inc()
+                self._lose_lock()
+                return FlushReport(claimed, leading=False, look_again_in=0.0)
+            claimed += len(last.items)
+            if not last.pending_left:
+                return FlushReport(claimed, look_again_in=_until_due(last))
+        return FlushReport(claimed, leading=self._leading)
+
+    async def _take_lock(self) -> float | None:
+        """None where the lock is ours now; else the seconds until it is worth looking again."""
+        before = self._clock.monotonic()
+        state = await self._queue.keep_lock(self._config.lock.ttl)
+        if state.ours:
+            self._lock_until = before + self._config.lock.ttl
+            if not self._leading:
+                self._leading = True
+                self._instruments.leader.set(1)
+                log.info("dispatching: the send lock is ours", extra={"queue": self._config.name})
+            return None
+        self._lose_lock()
+        return _STANDBY_LOOK if state.ttl is None else min(_STANDBY_LOOK, state.ttl + 0.01)
+
+    def _lose_lock(self) -> None:
+        self._lock_until = 0.0
+        self._waiting_since = None
+        if self._leading:
+            self._leading = False
+            self._instruments.leader.set(0)
+            log.warning("standing by: the send lock is somebody else's", extra={"queue": self._config.name})
+
+    async def _decide(self, last: Claim | None, now: float) -> flush.FlushDecision:
+        rule = self._flush_rule
+        since_last_batch = now - self._last_batch
+        if last is not None and last.pending_left >= rule.size:
+            waiting = Waiting(0.0, last.pending_left, None, None, None)
+        elif rule.max_delay <= 0 and rule.min_interval <= since_last_batch:
+            # What is there goes at once: the claim itself finds out whether there is anything.
+            return flush.FlushDecision(FlushReason.AGE)
+        else:
+            waiting = await self._queue.waiting(rule.early_size)
+        if not waiting.pending:
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = now
+        seen_for = 0.0 if self._waiting_since is None else now - self._waiting_since
+        return flush.decide(waiting, rule, seen_for=seen_for, since_last_batch=since_last_batch)
+
+    def _next_look(self, decision: flush.FlushDecision) -> float | None:
+        """Arrivals are seen only while pending is empty: until then the batch may fill up unseen."""
+        if decision.look_again_in is None or self._waiting_since is None:
+            return decision.look_again_in
+        look = min(max(self._flush_rule.max_delay / 20, _SHORTEST_LOOK), _LONGEST_LOOK)
+        return min(decision.look_again_in, look)
+
+    async def _claim(self, reason: FlushReason) -> Claim | None:
+        delivery = self._config.delivery
+        before = self._clock.monotonic()
+        claim = await self._queue.claim(
+            count=min(self._flush_rule.size, self._room),
+            # Each payload is held as it is and as a body.
+            max_bytes=max(1, (delivery.max_in_flight_bytes - self._held_bytes) // 2),
+            lease=delivery.lease,
+            lock_ttl=self._config.lock.ttl,
+        )
+        if claim is None:
+            return None
+        self._lock_until = before + self._config.lock.ttl
+        self._last_batch = before
+        self._waiting_since = before if claim.pending_left else None
+        if not claim.items:
+            return claim
+        self._accept(claim, not_after=before + delivery.lease - delivery.timeout)
+        self._instruments.flushes[reason].inc()
+        self._instruments.batch_size.observe(len(claim.items))
+        fresh = sum(one.first_claimed_ms == claim.at_ms for one in claim.items)
+        if fresh:
+            self._instruments.enqueued.inc(fresh)
+        return claim
+
+    @property
+    def _window(self) -> int:
+        """How many may be held: those that are sent, and one batch that waits to follow them."""
+        return self._config.delivery.concurrency + self._flush_rule.size
+
+    @property
+    def _room(self) -> int:
+        if self._held_bytes >= self._config.delivery.max_in_flight_bytes:
+            return 0
+        room = self._window - len(self._held)
+        # Small claims cost as much as large ones: wait until a whole batch fits.
+        return room if room >= min(self._flush_rule.size, self._window // 2) else 0
+
+    async def _wait_for_room(self) -> None:
+        self._room_made.clear()
+        try:
+            async with asyncio.timeout(0.25):
+                await self._room_made.wait()
+        except TimeoutError:
+            return
+
+    def _accept(self, claim: Claim, not_after: float) -> None:
+        delivery = self._config.delivery
+        parcels: list[Parcel] = []
+        unusable: list[Settlement] = []
+        for claimed in claim.items:
+            shaped = self._shaper.shape(claimed)
+            if isinstance(shaped, Unusable):
+                unusable.append(self._given_up(claimed, shaped))
+                continue
+            request = Request(
+                shaped.target.url,
+                shaped.body,
+                shaped.headers,
+                delivery.timeout,
+                delivery.connect_timeout,
+                not_after,
+            )
+            self._number += 1
+            parcel = Parcel(self._number, claimed, shaped.target.destination, request, shaped.queued_at)
+            request.tag = parcel
+            self._held[claimed.lease] = parcel
+            self._held_bytes += parcel.size
+            parcels.append(parcel)
+        self._sender.send(parcels, spread=self._config.batch.spread)
+        self._settler.add(unusable)
+
+    def _given_up(self, claimed: Claimed, why: Unusable) -> Settlement:
+        self._held[claimed.lease] = None
+        failure = Failure(why.reason.value, detail=why.detail, at=self._clock.now())
+        return Settlement(claimed, Dead(why.reason, failure, attempt_used=False), url=why.url)
+
+    def _park_excess(self) -> None:
+        """Give back what waits for slow destinations, so that others get their turn. No attempt is used."""
+        parked = []
+        for parcel, delay in self._sender.give_back_excess():
+            self._instruments.destination(parcel.destination).throttled.inc()
+            failure = Failure("throttled", detail="its destination is busy", at=self._clock.now())
+            parked.append(self._settlement(parcel, Retry(delay * random.uniform(1.0, 1.1), failure, False)))
+        self._settler.add(parked)
+
+    # --- the ends of sends -------------------------------------------------------------------
+
+    def _on_ended(self, ended: list[Ended]) -> None:
+        now = self._clock.now()
+        settlements = []
+        for parcel, exchange in ended:
+            destination = self._instruments.destination(parcel.destination)
+            kind = exchange.failure
+            if kind is None:
+                destination.attempts.inc()
+                destination.duration.observe(exchange.duration)
+                if parcel.queued_at is not None:
+                    self._instruments.lag.observe(max(0.0, now - parcel.queued_at))
+                settlements.append(self._settlement(parcel, _DELIVERED))
+                continue
+            if kind is FailureKind.CANCELLED and self._stopping:
+                self._cut_off.append(parcel)  # put back with the rest, in order
+                continue
+            if kind not in (FailureKind.EXPIRED, FailureKind.CANCELLED):
+                destination.attempts.inc()
+                destination.failures[kind].inc()
+                destination.duration.observe(exchange.duration)
+            settlements.append(self._judged(parcel, exchange, now))
+        self._settler.add(settlements)
+
+    def _judged(self, parcel: Parcel, exchange: Exchange, now: float) -> Settlement:
+        claimed = parcel.claimed
+        attempt = retry.Attempt(
+            exchange.status,
+            exchange.failure,
+            exchange.retry_after,
+            exchange.detail,
+            exchange.sample.decode("utf-8", "replace"),
+            now,
+        )
+        outcome = retry.judge(
+            attempt,
+            self._retry_rule,
+            attempts_before=claimed.attempts,
+            age=now - claimed.first_claimed_ms / 1000,
+            roll=random.random(),
+        )
+        log.debug(
+            "an attempt failed",
+            extra={
+                "queue": self._config.name,
+                "destination": parcel.destination,
+                "kind": str(exchange.failure),
+                "status": exchange.status,
+                "detail": exchange.detail,
+                "id": claimed.fingerprint,
+            },
+        )
+        return self._settlement(parcel, outcome)
+
+    @staticmethod
+    def _settlement(parcel: Parcel, outcome: Delivered | Retry | Dead | PutBack) -> Settlement:
+        return Settlement(parcel.claimed, outcome, parcel.request.url, parcel.destination)
+
+    def _on_settled(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> None:
+        delivered = 0
+        for settlement, result in zip(settlements, settled, strict=True):
+            parcel = self._held.pop(settlement.claimed.lease, None)
+            if parcel is not None:
+                self._held_bytes -= parcel.size
+            if result is Settled.FENCED:
+                self._instruments.fenced["settle"].inc()
+                continue
+            match settlement.outcome:
+                case Delivered():
+                    delivered += 1
+                case Dead(reason=reason):
+                    self._instruments.dead[reason].inc()
+                    self._tell_of_death(settlement)
+                case Retry(failure=failure) if failure.kind in _RETRIED_KINDS:
+                    self._instruments.retried[FailureKind(failure.kind)].inc()
+                case _:
+                    pass
+        if delivered:
+            self._instruments.delivered.inc(delivered)
+        self._room_made.set()
+
+    def _tell_of_death(self, settlement: Settlement) -> None:
+        outcome = settlement.outcome
+        assert isinstance(outcome, Dead)
+        log.warning(
+            "given up: it is in the dead letters now",
+            extra={
+                "queue": self._config.name,
+                "reason": outcome.reason.value,
+                "destination": settlement.destination,
+                "detail": outcome.failure.detail,
+                "id": settlement.claimed.fingerprint,
+            },
+        )
+
+    # --- keeping -----------------------------------------------------------------------------
+
+    async def keep(self) -> int:
+        """Prolong the lock and the leases of all that is held; returns how many leases. Raises StoreError."""
+        if self._leading and self._clock.monotonic() >= self._lock_until:
+            self._lose_lock()
+        elif self._leading:
+            await self._take_lock()
+        leases = list(self._held)
+        if not leases:
+            return 0
+        delivery = self._config.delivery
+        before = self._clock.monotonic()
+        kept = await self._queue.extend(leases, delivery.lease)
+        not_after = before + delivery.lease - delivery.timeout
+        for lease, ours in zip(leases, kept, strict=True):
+            parcel = self._held.get(lease)
+            if parcel is None:
+                continue
+            if ours:
+                parcel.request.not_after = not_after
+            elif not parcel.lost:
+                # Given to somebody else: what was not started must not start; what was cannot be settled.
+                parcel.lost = True
+                parcel.request.not_after = float("-inf")
+                self._instruments.fenced["extend"].inc()
+        return sum(kept)
+
+    async def wait_for_arrival(self, seconds: float) -> bool:
+        """Sleep until pending is not empty; only where this daemon leads."""
+        return await self._queue.wait_for_arrival(seconds)
+
+    def report_in_flight(self) -> None:
+        """Bring the gauges of sends under way up to date; before a scrape, not at each send."""
+        now = self._sender.in_flight()
+        for name in self._reported.keys() | now.keys():
+            change = now.get(name, 0) - self._reported.get(name, 0)
+            if change:
+                self._instruments.destination(name).in_flight.inc(change)
+        self._reported = now
+
+    # --- stopping ----------------------------------------------------------------------------
+
+    def stop_claiming(self) -> None:
+        """From now on nothing new is taken or started."""
+        self._stopping = True
+        self._room_made.set()
+
+    async def close(self, grace: float, settle_timeout: float = 5.0) -> None:
+        """Let sends finish for ``grace`` seconds, put back what was not sent, free the lock where it is ours."""
+        self.stop_claiming()
+        unsent = self._sender.give_back_unstarted()
+        await self._sender.close(grace)
+        unsent += self._cut_off
+        unsent.sort(key=lambda parcel: parcel.number)
+        left = await self._settler.close(settle_timeout)
+        try:
+            async with asyncio.timeout(settle_timeout):
+                await self._queue.put_back([parcel.claimed for parcel in unsent])
+                if self._leading:
+                    await self._queue.free_lock()
+        except (StoreError, TimeoutError) as error:
+            left += len(unsent)
+            log.warning("the lock may be left to expire", extra={"queue": self._config.name, "error": str(error)})
+        self._leading = False
+        self._instruments.leader.set(0)
+        if left:
+            log.warning(
+                "the store did not take the ends of some sends: their leases will run out and they will be sent again",
+                extra={"queue": self._config.name, "callbacks": left},
+            )
+
+
+_DELIVERED = Delivered()
+_RETRIED_KINDS = frozenset(kind.value for kind in FailureKind)
+
+
+def _until_due(claim: Claim) -> float | None:
+    if claim.next_due_ms is None:
+        return None
+    return max(0.0, (claim.next_due_ms - claim.at_ms) / 1000)
