@@ -1,0 +1,92 @@
+"""From a configuration to a store that is ready for use: which server, and one queue object for each queue."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from cbq_exporter.config import redis_url
+from cbq_exporter.config.models import Config, QueueConfig
+from cbq_exporter.store import embedded
+from cbq_exporter.store.connections import Connections
+from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.queue import Queue
+from cbq_exporter.store.reader import Reader, Source
+
+_PATIENCE = 10.0  # seconds that a command waits for a daemon to start, or for another command to end
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """``queues`` by name, in the order of the configuration; ``shown_as`` is the server's address for people."""
+
+    connections: Connections
+    queues: Mapping[str, Queue]
+    reader: Reader
+    shown_as: str
+
+    async def close(self) -> None:
+        await self.connections.close()
+
+
+def make_store(
+    config: Config, url: str, *, lock_value: str = "", on_error: Callable[[str], None] | None = None
+) -> Store:
+    """The store at ``url``; nothing is connected before its first use.
+
+    ``lock_value`` is what this process writes into send locks; ``on_error`` is told the kind of every error.
+    """
+    shown_as = f"{config.data_dir} (embedded)" if config.redis.url is None else redis_url.redacted(url)
+    connections = Connections(url, shown_as=shown_as, on_error=on_error)
+    queues = {queue.name: Queue(connections, keys_of(queue), lock_value=lock_value) for queue in config.queues}
+    sources = [Source(queue.name, queue.mode, keys_of(queue), lock_value) for queue in config.queues]
+    return Store(connections, queues, Reader(connections, sources), shown_as)
+
+
+def keys_of(queue: QueueConfig) -> QueueKeys:
+    keys = queue.keys
+    return QueueKeys.of(
+        queue.prefix,
+        pending=keys.pending,
+        processing=keys.processing,
+        lock=keys.lock,
+        last_send=keys.last_send,
+        stats=keys.stats,
+    )
+
+
+@asynccontextmanager
+async def open_store(config: Config, *, on_error: Callable[[str], None] | None = None) -> AsyncIterator[Store]:
+    """The store as a command needs it, closed at the end.
+
+    Where it is embedded: that of the daemon running on ``data_dir``, else a server of the command's own.
+    Raises EmbeddedStoreError where neither can be had.
+    """
+    async with _server_for(config) as url:
+        store = make_store(config, url, on_error=on_error)
+        try:
+            yield store
+        finally:
+            await store.close()
+
+
+@asynccontextmanager
+async def _server_for(config: Config) -> AsyncIterator[str]:
+    if config.redis.url is not None:
+        yield config.redis.url.get_secret_value()
+        return
+    give_up_at = time.monotonic() + _PATIENCE
+    while (held := embedded.holder(config.data_dir)) is not None and time.monotonic() < give_up_at:
+        if held.url is not None:
+            yield held.url
+            return
+        await asyncio.sleep(0.05)
+    server = embedded.EmbeddedServer(config.data_dir, role=embedded.COMMAND)
+    url = await server.start()
+    try:
+        yield url
+    finally:
+        await server.stop()

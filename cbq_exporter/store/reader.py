@@ -1,0 +1,240 @@
+"""The one read behind metrics, ``status`` and the API: all queues at one moment, and never a write.
+
+It costs one pipelined round trip of commands that are O(1) or O(log n) in the length of a queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cbq_exporter import item
+from cbq_exporter.clock import SYSTEM_CLOCK, Clock
+from cbq_exporter.errors import StoreError
+from cbq_exporter.model import LockView, Mode, QueueView, Snapshot, State
+from cbq_exporter.store import records
+from cbq_exporter.store.connections import READ_TIMEOUT, Connections
+from cbq_exporter.store.keys import QueueKeys
+
+_GRACE_MS = 1000  # a retry is overdue when it was due longer ago than this
+_CLOCKS_DIFFER_MS = 500  # more than this, and what is counted by time is counted again
+
+Command = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A queue to read. ``lock_value`` is what this process writes into the send lock; empty where it never does."""
+
+    name: str
+    mode: Mode
+    keys: QueueKeys
+    lock_value: str = ""
+
+
+class Reader:
+    """Reads all queues at once. Calls that overlap share one read.
+
+    It remembers between reads what the server forgets: the time of the last send, whose key lives 60 s.
+    """
+
+    def __init__(self, connections: Connections, sources: Sequence[Source], *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._connections = connections
+        self._sources = tuple(sources)
+        self._clock = clock
+        self._ahead_ms = 0.0  # the server's clock less ours
+        self._last_send_at: dict[str, float] = {}
+        self._reading: asyncio.Task[Snapshot] | None = None
+
+    async def snapshot(self, timeout: float | None = None) -> Snapshot:
+        """What there is now. Never raises for a server that cannot be used: ``up`` is False then, ``error`` says why.
+
+        ``timeout`` in seconds bounds the whole call; READ_TIMEOUT does in any case.
+        """
+        began = self._clock.monotonic()
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read())
+        # Not cancelled with this caller: others may wait for it, and its own deadline ends it.
+        done, _ = await asyncio.wait({self._reading}, timeout=timeout)
+        if done:
+            return self._reading.result()
+        return self._down(
+            f"Redis at {self._connections.shown_as} did not answer within {timeout or READ_TIMEOUT:g} s", began
+        )
+
+    async def _read(self) -> Snapshot:
+        began = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(READ_TIMEOUT):
+                answers, at_ms, asked_ms = await self._ask()
+                if at_ms is not None and abs(at_ms - asked_ms) > _CLOCKS_DIFFER_MS:
+                    # The clocks differ. That is known from now on, so this happens once.
+                    answers, at_ms, asked_ms = await self._ask()
+        except StoreError as error:
+            return self._down(str(error), began)
+        except TimeoutError:
+            return self._down(f"Redis at {self._connections.shown_as} did not answer within {READ_TIMEOUT:g} s", began)
+        _, server, memory, *rest = answers
+        width = len(rest) // len(self._sources) if self._sources else 0
+        views = [
+            self._view(source, rest[number * width : (number + 1) * width])
+            for number, source in enumerate(self._sources)
+        ]
+        about, used = _info(server), _info(memory)
+        return Snapshot(
+            up=True,
+            at=(asked_ms if at_ms is None else at_ms) / 1000,
+            duration=self._clock.monotonic() - began,
+            queues=tuple(views),
+            server=_server(about),
+            memory_used=_whole(used.get("used_memory")),
+            memory_max=_whole(used.get("maxmemory")) or None,
+        )
+
+    async def _ask(self) -> tuple[list[Any], float | None, float]:
+        """The answers; the server's clock then, None where we may not ask for it; and our guess of that clock."""
+        guess_ms = self._clock.now() * 1000 + self._ahead_ms
+        commands: list[Command] = [("TIME",), ("INFO", "server"), ("INFO", "memory")]
+        for source in self._sources:
+            commands += _commands(source.keys, int(guess_ms))
+        answers = await self._connections.read_many(commands)
+        time = answers[0]
+        if isinstance(time, StoreError):
+            return answers, None, guess_ms
+        at_ms = int(time[0]) * 1000 + int(time[1]) / 1000
+        self._ahead_ms += at_ms - guess_ms
+        return answers, at_ms, guess_ms
+
+    def _view(self, source: Source, answers: Sequence[Any]) -> QueueView:
+        for answer, (_, key, *_) in zip(answers, _commands(source.keys, 0), strict=True):
+            if isinstance(answer, StoreError):
+                return QueueView(source.name, source.mode, error=f"{key}: {answer}")
+        (
+            pending,
+            first_pending,
+            processing,
+            first_processing,
+            leased,
+            stuck,
+            first_lease,
+            retry,
+            overdue,
+            dead,
+            first_dead,
+            lock,
+            lock_ttl_ms,
+            last_send,
+            stats,
+        ) = answers
+        oldest: dict[State, float | None] = {
+            State.PENDING: item.queued_at(first_pending),
+            State.PROCESSING: item.queued_at(first_processing),
+            State.DEAD: float(first_dead[1]) / 1000 if first_dead else None,
+        }
+        return QueueView(
+            queue=source.name,
+            mode=source.mode,
+            lengths={State.PENDING: pending, State.PROCESSING: processing, State.RETRY: retry, State.DEAD: dead},
+            oldest_at={state: at for state, at in oldest.items() if at is not None},
+            oldest_claim_at=_claimed_at(first_lease),
+            retry_overdue=overdue,
+            stuck=stuck,
+            untracked=max(0, processing - leased),
+            leased=leased,
+            lock=_lock(lock, lock_ttl_ms, source.lock_value),
+            last_send_at=self._remembered(source.name, last_send),
+            source_stats=_stats(stats),
+        )
+
+    def _remembered(self, queue: str, last_send: bytes | None) -> float | None:
+        at = _epoch(last_send)
+        if at is not None:
+            self._last_send_at[queue] = at
+        return self._last_send_at.get(queue)
+
+    def _down(self, error: str, began: float) -> Snapshot:
+        return Snapshot(
+            up=False,
+            at=self._clock.now(),
+            duration=self._clock.monotonic() - began,
+            queues=tuple(QueueView(source.name, source.mode, error=error) for source in self._sources),
+            error=error,
+        )
+
+
+def _commands(keys: QueueKeys, now_ms: int) -> list[Command]:
+    """For one queue. Each has its key in second place."""
+    return [
+        ("LLEN", keys.pending),
+        ("LINDEX", keys.pending, 0),
+        ("LLEN", keys.processing),
+        ("LINDEX", keys.processing, 0),
+        ("ZCARD", keys.leases),
+        ("ZCOUNT", keys.leases, "-inf", now_ms),
+        ("ZRANGE", keys.leases, 0, 0),
+        ("ZCARD", keys.retry),
+        ("ZCOUNT", keys.retry, "-inf", f"({now_ms - _GRACE_MS}"),
+        ("ZCARD", keys.dead),
+        ("ZRANGE", keys.dead, 0, 0, "WITHSCORES"),
+        ("GET", keys.lock),
+        ("PTTL", keys.lock),
+        ("GET", keys.last_send),
+        ("MGET", keys.stats_queued, keys.stats_sent, keys.stats_failed),
+    ]
+
+
+def _claimed_at(leases: list[bytes]) -> float | None:
+    """When the lease that runs out first was given. All leases that are alive are prolonged together, and of equal
+    deadlines the older claim comes first: so it is the oldest claim.
+    """
+    if not leases:
+        return None
+    try:
+        return records.claimed_at(leases[0].decode("ascii"))
+    except ValueError:
+        return None  # not written by us
+
+
+def _lock(value: bytes | None, ttl_ms: int, ours: str) -> LockView | None:
+    if value is None or ttl_ms == -2:  # free, or it ran out between the two commands
+        return None
+    text = value.decode("utf-8", "replace")
+    return LockView(value=text, ttl=None if ttl_ms < 0 else ttl_ms / 1000, ours=bool(ours) and text == ours)
+
+
+def _stats(values: list[bytes | None]) -> dict[str, int]:
+    """The counters of the existing software; one that has expired or is no number is left out."""
+    counts = zip(("queued", "sent", "failed"), map(_whole, values), strict=True)
+    return {name: count for name, count in counts if count is not None}
+
+
+def _epoch(text: bytes | None) -> float | None:
+    try:
+        at = float(text or b"")
+    except ValueError:
+        return None
+    return at if 0 < at < 1e11 else None
+
+
+def _whole(text: bytes | str | None) -> int | None:
+    try:
+        return int(text or "")
+    except ValueError:
+        return None
+
+
+def _info(answer: bytes | StoreError) -> dict[str, str]:
+    """Empty where it may not be asked for."""
+    if isinstance(answer, StoreError):
+        return {}
+    lines = (line.partition(":") for line in answer.decode("utf-8", "replace").splitlines())
+    return {name: value for name, colon, value in lines if colon}
+
+
+def _server(about: dict[str, str]) -> str:
+    """Such as ``valkey 9.1.0``: Valkey calls itself redis 7.2.4 for old clients, and says its name besides."""
+    if "valkey_version" in about:
+        return f"valkey {about['valkey_version']}"
+    return f"redis {about['redis_version']}" if "redis_version" in about else ""
