@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import quote, urlsplit
 
 MAX_LENGTH = 8192
@@ -14,7 +14,10 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PLAIN = re.compile(r"(https?)://([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::([1-9][0-9]{0,4}))?(?:[/?#][!-~]*)?\Z")
 _UNUSABLE = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_HOST = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?\Z")
+_HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?\Z")
+_ENDS_IN_NUMBER = re.compile(r"(?:^|\.)(?:0x[0-9a-f]*|[0-9]+)\.?\Z")
+# IDNA 2003, which Python speaks, reads these as "ss", as another sigma and as nothing; IDNA 2008 keeps them.
+_AMBIGUOUS = re.compile("[\u00df\u1e9e\u03c2\u200c\u200d]")
 _PORT = re.compile(r"[0-9]{1,5}\Z")
 _VISIBLE = "".join(chr(code) for code in range(0x21, 0x7F))
 
@@ -24,7 +27,8 @@ class Target:
     """A URL that can be sent to.
 
     ``url`` is pure ASCII: a host in other letters is in its IDNA form, a path in other letters is
-    percent-encoded. ``host`` is in lower case and has no brackets. ``destination`` is what limits and
+    percent-encoded, an IPv4 address is four decimal numbers whichever way it was written. ``host`` is in
+    lower case and has no brackets. ``destination`` is what limits and
     breakers are kept by: the host, with the port where it is not the scheme's own.
     """
 
@@ -47,12 +51,16 @@ def parse(url: object, max_length: int = MAX_LENGTH) -> Target:
 @lru_cache(maxsize=1024)
 def _parse(url: str) -> Target:
     plain = _PLAIN.match(url)
-    if plain is not None and ".." not in plain[2]:
+    if plain is not None and _is_plain_name(plain[2]):
         scheme, host = plain[1], plain[2]
         port = int(plain[3]) if plain[3] else _DEFAULT_PORTS[scheme]
         if port <= 65535:
             return _target(url, scheme, host, port)
     return _parse_slowly(url)
+
+
+def _is_plain_name(host: str) -> bool:
+    return len(host) <= 63 and ".." not in host and not _ENDS_IN_NUMBER.search(host)
 
 
 def _parse_slowly(url: str) -> Target:
@@ -71,8 +79,9 @@ def _parse_slowly(url: str) -> Target:
         raise ValueError(f"the URL has no // after {scheme}:")
     try:
         parts = urlsplit(url)
-    except ValueError as error:
-        raise ValueError(f"the URL cannot be parsed: {error}") from None
+    except ValueError:
+        # Its own message would repeat the host.
+        raise ValueError("the URL cannot be parsed: its host and port are malformed") from None
     if "@" in parts.netloc:
         raise ValueError("the URL carries credentials; they are not sent: use a header or a signature")
     host, port_text = _split_port(parts.netloc)
@@ -127,7 +136,11 @@ def _ipv6(host: str) -> str:
 def _name(host: str) -> str:
     if not host:
         raise ValueError("the URL has no host")
+    if len(host) > 254:
+        raise ValueError("the URL's host is longer than any domain name")
     if not host.isascii():
+        if _AMBIGUOUS.search(host):
+            raise ValueError("the URL's host has a letter that standards read as two domains; write its xn-- form")
         try:
             host = host.encode("idna").decode("ascii")
         except UnicodeError:
@@ -135,4 +148,27 @@ def _name(host: str) -> str:
     host = host.lower()
     if len(host) > 254 or not _HOST.match(host):
         raise ValueError("the URL's host is not a domain name or an address")
-    return host
+    return _ipv4(host) if _ENDS_IN_NUMBER.search(host) else host
+
+
+def _ipv4(host: str) -> str:
+    """All that libcurl and browsers read as an address (``127.1``, ``0x7f000001``, ``0177.0.0.1``), in one form.
+
+    No top-level domain is a number, so what ends in one and is no address is nothing at all.
+    """
+    parts = host.rstrip(".").split(".")
+    try:
+        *first, last = [_number(part) for part in parts]
+        if len(parts) > 4 or any(number > 255 for number in first) or last >= 256 ** (5 - len(parts)):
+            raise ValueError
+    except ValueError:
+        raise ValueError("the URL's host ends in a number and is not an IPv4 address") from None
+    return str(IPv4Address(int.from_bytes(bytes(first), "big") * 256 ** (5 - len(parts)) + last))
+
+
+def _number(text: str) -> int:
+    if not text.isalnum():  # int() would read signs and underscores
+        raise ValueError(text)
+    if text.startswith("0x"):
+        return int(text[2:], 16)
+    return int(text, 8 if len(text) > 1 and text[0] == "0" else 10)
