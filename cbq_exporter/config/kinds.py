@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr, ValidationInfo
+from pydantic import GetCoreSchemaHandler, SecretStr, ValidationInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from cbq_exporter.config import redis_url
@@ -73,15 +73,12 @@ class Kind:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(self._validate)
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return dict(self.schema)
-
 
 def write_duration(seconds: float) -> str:
-    """The shortest usual form: 90.0 is ``90s``, 300.0 is ``5m``."""
-    for unit in ("d", "h", "m", "s"):
+    """The shortest usual form: 90.0 is ``90s``, 300.0 is ``5m``, a single day is ``24h``."""
+    for unit, least in (("d", 2), ("h", 1), ("m", 1), ("s", 1)):
         amount = seconds / _UNIT_SECONDS[unit]
-        if amount >= 1 and amount == int(amount):
+        if amount >= least and amount == int(amount):
             return f"{int(amount)}{unit}"
     if seconds == 0:
         return "0s"

@@ -9,40 +9,11 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from cbq_exporter.config import redis_url
-from cbq_exporter.config.kinds import (
-    DAY,
-    GIB,
-    HOUR,
-    KIB,
-    MIB,
-    MINUTE,
-    SECOND,
-    WRONG,
-    bandwidth,
-    choice,
-    duration,
-    flag,
-    header_name,
-    header_value,
-    key_name,
-    listen_address,
-    network,
-    path,
-    queue_name,
-    rate,
-    redis,
-    size,
-    split_address,
-    text,
-    whole,
-)
+from cbq_exporter.config import kinds, redis_url
+from cbq_exporter.config.kinds import DAY, GIB, HOUR, KIB, MIB, MINUTE, SECOND, Kind, Wrong
 from cbq_exporter.model import Mode
-
-_BODY = "must be data, item, {template: file.j2} or {renderer: 'package.module:function'}"
 
 
 class Section(BaseModel):
@@ -59,7 +30,7 @@ class Section(BaseModel):
 class RedisConfig(Section):
     """The Redis or Valkey server with the queues. Without a URL the daemon starts its own, private to it."""
 
-    url: Annotated[SecretStr, redis()] | None = Field(
+    url: Annotated[SecretStr, kinds.redis()] | None = Field(
         None, description="Where the queues are. Null starts an embedded server. CBQ_REDIS_URL overrides it."
     )
 
@@ -71,21 +42,21 @@ class RedisConfig(Section):
 class WebConfig(Section):
     """The HTTP server for metrics and health."""
 
-    listen_address: Annotated[str, listen_address()] = Field(
+    listen_address: Annotated[str, kinds.listen_address()] = Field(
         "127.0.0.1:9847", description="Address and port to serve on. Port 0 takes a free one."
     )
-    config_file: Annotated[Path, path()] | None = Field(
+    config_file: Annotated[Path, kinds.path()] | None = Field(
         None, description="TLS and basic authentication, as a Prometheus web config. Not available yet: leave it null."
     )
 
     @property
     def host(self) -> str:
         """Without brackets; empty for all interfaces."""
-        return split_address(self.listen_address)[0]
+        return kinds.split_address(self.listen_address)[0]
 
     @property
     def port(self) -> int:
-        return split_address(self.listen_address)[1]
+        return kinds.split_address(self.listen_address)[1]
 
     @property
     def is_loopback(self) -> bool:
@@ -95,10 +66,10 @@ class WebConfig(Section):
 class LogConfig(Section):
     """What the daemon writes to standard error."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], choice("debug", "info", "warning", "error")] = Field(
-        "info", description="The least serious message that is written."
-    )
-    format: Annotated[Literal["auto", "human", "json"], choice("auto", "human", "json")] = Field(
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], kinds.choice("debug", "info", "warning", "error")
+    ] = Field("info", description="The least serious message that is written.")
+    format: Annotated[Literal["auto", "human", "json"], kinds.choice("auto", "human", "json")] = Field(
         "auto", description="auto writes for people on a terminal and JSON lines elsewhere."
     )
 
@@ -106,7 +77,7 @@ class LogConfig(Section):
 class ShutdownConfig(Section):
     """How the daemon stops."""
 
-    grace: Annotated[float, duration(0, HOUR)] = Field(
+    grace: Annotated[float, kinds.duration(0, HOUR)] = Field(
         20 * SECOND, description="How long sends in flight may take to finish; what is left goes back to pending."
     )
 
@@ -114,17 +85,17 @@ class ShutdownConfig(Section):
 class KeysConfig(Section):
     """Names of single keys, where they do not follow from the prefix."""
 
-    pending: Annotated[str, key_name()] | None = Field(
+    pending: Annotated[str, kinds.key_name()] | None = Field(
         None, description="List of callbacks to send. Null: PREFIX:pending."
     )
-    processing: Annotated[str, key_name()] | None = Field(
+    processing: Annotated[str, kinds.key_name()] | None = Field(
         None, description="List of callbacks being sent. Null: PREFIX:processing."
     )
-    lock: Annotated[str, key_name()] | None = Field(None, description="The send lock. Null: PREFIX:lock.")
-    last_send: Annotated[str, key_name()] | None = Field(
+    lock: Annotated[str, kinds.key_name()] | None = Field(None, description="The send lock. Null: PREFIX:lock.")
+    last_send: Annotated[str, kinds.key_name()] | None = Field(
         None, description="Time of the last batch. Null: PREFIX:last_send_time."
     )
-    stats: Annotated[str, key_name()] | None = Field(
+    stats: Annotated[str, kinds.key_name()] | None = Field(
         None, description="Start of the three counters' names. Null: PREFIX:stats."
     )
 
@@ -132,26 +103,28 @@ class KeysConfig(Section):
 class EarlyConfig(Section):
     """A smaller batch that goes out sooner. Both keys are needed."""
 
-    size: Annotated[int, whole(1, 10_000)] = Field(description="This many callbacks are enough ...")
-    delay: Annotated[float, duration(0.001, HOUR)] = Field(description="... once they have waited this long.")
+    size: Annotated[int, kinds.whole(1, 10_000)] = Field(examples=[3], description="This many callbacks are enough ...")
+    delay: Annotated[float, kinds.duration(0.001, HOUR)] = Field(
+        examples=["500ms"], description="... once they have waited this long."
+    )
 
 
 class BatchConfig(Section):
     """When a batch goes out."""
 
-    size: Annotated[int, whole(1, 10_000)] = Field(
+    size: Annotated[int, kinds.whole(1, 10_000)] = Field(
         100, description="A batch goes out at once when this many callbacks wait; also the most taken in one go."
     )
-    max_delay: Annotated[float, duration(0, HOUR)] = Field(
+    max_delay: Annotated[float, kinds.duration(0, HOUR)] = Field(
         1 * SECOND, description="A smaller batch goes out when its oldest callback has waited this long."
     )
-    min_interval: Annotated[float, duration(0, HOUR)] = Field(
+    min_interval: Annotated[float, kinds.duration(0, HOUR)] = Field(
         0.0, description="The least time between two batches. 0s sends a backlog without pauses."
     )
     early: EarlyConfig | None = Field(
         None, description="A trigger between size and max_delay, such as {size: 3, delay: 500ms}."
     )
-    spread: Annotated[float, duration(0, MINUTE)] = Field(
+    spread: Annotated[float, kinds.duration(0, MINUTE)] = Field(
         0.0, description="The pause between the starts of two sends of one batch."
     )
 
@@ -159,11 +132,13 @@ class BatchConfig(Section):
 class PerDestinationConfig(Section):
     """Limits for each receiving host, so that a slow one cannot hold up the others."""
 
-    concurrency: Annotated[int, whole(1, 10_000)] = Field(32, description="Requests to one host at the same time.")
-    rate: Annotated[float, rate()] | None = Field(
+    concurrency: Annotated[int, kinds.whole(1, 10_000)] = Field(
+        32, description="Requests to one host at the same time."
+    )
+    rate: Annotated[float, kinds.rate()] | None = Field(
         None, description="Requests to one host in a time. Not available yet: leave it null."
     )
-    bandwidth: Annotated[float, bandwidth()] | None = Field(
+    bandwidth: Annotated[float, kinds.bandwidth()] | None = Field(
         None, description="Request bytes to one host in a time. Not available yet: leave it null."
     )
 
@@ -171,18 +146,18 @@ class PerDestinationConfig(Section):
 class TemplateBody(Section):
     """A body made from a template file."""
 
-    template: Annotated[Path, path()] = Field(description="A Jinja2 template. Not available yet.")
+    template: Annotated[Path, kinds.path()] = Field(description="A Jinja2 template. Not available yet.")
 
 
 class RendererBody(Section):
     """A body made by a Python function."""
 
-    renderer: Annotated[str, text(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "package.module:function")] = Field(
+    renderer: Annotated[str, kinds.text(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "package.module:function")] = Field(
         description="A Python function. Not available yet."
     )
 
 
-def _read_body(value: Any) -> Any:
+def _read_body(value: object, written: bool) -> object:
     if isinstance(value, TemplateBody | RendererBody) or (isinstance(value, str) and value in ("data", "item")):
         return value
     for name, model in (("template", TemplateBody), ("renderer", RendererBody)):
@@ -191,18 +166,38 @@ def _read_body(value: Any) -> Any:
                 return model(**value)
             except ValueError:
                 break
-    raise PydanticCustomError(WRONG, "{why}", {"why": _BODY})
+    raise Wrong
+
+
+_BODY = Kind(
+    "data, item, {template: file.j2} or {renderer: 'package.module:function'}",
+    _read_body,
+    {
+        "anyOf": [
+            {"enum": ["data", "item"]},
+            *(
+                {
+                    "type": "object",
+                    "properties": {name: {"type": "string"}},
+                    "required": [name],
+                    "additionalProperties": False,
+                }
+                for name in ("template", "renderer")
+            ),
+        ]
+    },
+)
 
 
 class RequestConfig(Section):
     """What a request is made of."""
 
-    body: Annotated[Literal["data", "item"] | TemplateBody | RendererBody, BeforeValidator(_read_body)] = Field(
+    body: Annotated[Literal["data", "item"] | TemplateBody | RendererBody, _BODY] = Field(
         "data",
         description="data posts the item's data field, item posts the whole item byte for byte. "
         "Templates and renderers are not available yet.",
     )
-    headers: dict[Annotated[str, header_name()], Annotated[str, header_value()]] = Field(
+    headers: dict[Annotated[str, kinds.header_name()], Annotated[str, kinds.header_value()]] = Field(
         default_factory=dict, repr=False, description="Headers added to every request, name: value."
     )
 
@@ -210,7 +205,7 @@ class RequestConfig(Section):
 class EgressConfig(Section):
     """Where requests may go. Every address that is not public is refused, unless it is allowed here."""
 
-    allow: tuple[Annotated[IPv4Network | IPv6Network, network()], ...] = Field(
+    allow: tuple[Annotated[IPv4Network | IPv6Network, kinds.network()], ...] = Field(
         (), description="Networks of private receivers that may be reached, such as [10.20.0.0/16]."
     )
 
@@ -218,40 +213,40 @@ class EgressConfig(Section):
 class CoalesceConfig(Section):
     """Several callbacks for one URL in one request. Not available yet."""
 
-    size: Annotated[int, whole(2, 10_000)] = Field(100, description="The most callbacks in one request.")
-    max_bytes: Annotated[int, size(1, GIB)] = Field(MIB, description="The most bytes in one request.")
-    linger: Annotated[float, duration(0, MINUTE)] = Field(0.05, description="How long to wait for more.")
+    size: Annotated[int, kinds.whole(2, 10_000)] = Field(100, description="The most callbacks in one request.")
+    max_bytes: Annotated[int, kinds.size(1, GIB)] = Field(MIB, description="The most bytes in one request.")
+    linger: Annotated[float, kinds.duration(0, MINUTE)] = Field(0.05, description="How long to wait for more.")
 
 
 class DeliveryConfig(Section):
     """How callbacks are sent."""
 
-    timeout: Annotated[float, duration(0.01, HOUR)] = Field(
+    timeout: Annotated[float, kinds.duration(0.01, HOUR)] = Field(
         15 * SECOND, description="The longest that one attempt may take, connecting included."
     )
-    connect_timeout: Annotated[float, duration(0.01, HOUR)] = Field(
+    connect_timeout: Annotated[float, kinds.duration(0.01, HOUR)] = Field(
         5 * SECOND, description="The longest that connecting may take. Not longer than timeout."
     )
-    lease: Annotated[float, duration(SECOND, DAY)] = Field(
+    lease: Annotated[float, kinds.duration(SECOND, DAY)] = Field(
         30 * SECOND,
         description="How long a claimed callback stays ours without a sign of life. At least 1s longer than timeout.",
     )
-    concurrency: Annotated[int, whole(1, 10_000)] = Field(
+    concurrency: Annotated[int, kinds.whole(1, 10_000)] = Field(
         256, description="Requests at the same time, to all hosts together."
     )
-    max_in_flight_bytes: Annotated[int, size(KIB, 1024 * GIB)] = Field(
+    max_in_flight_bytes: Annotated[int, kinds.size(KIB, 1024 * GIB)] = Field(
         64 * MIB, description="The most payload bytes held in memory for sending."
     )
-    max_response_bytes: Annotated[int, size(0, GIB)] = Field(
+    max_response_bytes: Annotated[int, kinds.size(0, GIB)] = Field(
         64 * KIB, description="An answer is read up to here; the rest is ignored."
     )
-    max_request_bytes: Annotated[int, size(1, GIB)] = Field(
+    max_request_bytes: Annotated[int, kinds.size(1, GIB)] = Field(
         16 * MIB, description="A callback with a larger body is not sent: it goes to the dead letters."
     )
-    user_agent: Annotated[str, header_value()] | None = Field(
+    user_agent: Annotated[str, kinds.header_value()] | None = Field(
         None, description="The User-Agent header. Null: the program's name and version."
     )
-    ca_file: Annotated[Path, path()] | None = Field(
+    ca_file: Annotated[Path, kinds.path()] | None = Field(
         None, description="Certificates to trust (PEM). Null: those of the system."
     )
     per_destination: PerDestinationConfig = PerDestinationConfig()
@@ -265,17 +260,19 @@ class DeliveryConfig(Section):
 class RetryConfig(Section):
     """What happens after a failed attempt. Each wait is random, up to base doubled with each attempt."""
 
-    max_attempts: Annotated[int, whole(1, 1000)] = Field(
+    max_attempts: Annotated[int, kinds.whole(1, 1000)] = Field(
         10, description="Attempts in all; then the callback goes to the dead letters."
     )
-    max_age: Annotated[float, duration(SECOND, 365 * DAY)] = Field(
+    max_age: Annotated[float, kinds.duration(SECOND, 365 * DAY)] = Field(
         24 * HOUR, description="Nor is it tried again when it is older than this."
     )
-    base: Annotated[float, duration(0.001, DAY)] = Field(5 * SECOND, description="The longest wait after one failure.")
-    cap: Annotated[float, duration(0.001, 30 * DAY)] = Field(
+    base: Annotated[float, kinds.duration(0.001, DAY)] = Field(
+        5 * SECOND, description="The longest wait after one failure."
+    )
+    cap: Annotated[float, kinds.duration(0.001, 30 * DAY)] = Field(
         HOUR, description="No wait is longer than this. Not shorter than base."
     )
-    retry_after_cap: Annotated[float, duration(0, 30 * DAY)] = Field(
+    retry_after_cap: Annotated[float, kinds.duration(0, 30 * DAY)] = Field(
         HOUR, description="The longest wait that a receiver can ask for with Retry-After."
     )
 
@@ -283,16 +280,16 @@ class RetryConfig(Section):
 class RecoveryConfig(Section):
     """What happens to callbacks that are stuck in processing because their worker died."""
 
-    auto: Annotated[bool, flag()] = Field(
+    auto: Annotated[bool, kinds.flag()] = Field(
         True, description="true puts them back to pending. false only counts them. Never in observe mode."
     )
-    every: Annotated[float, duration(0.1, DAY)] = Field(15 * SECOND, description="How often to look.")
-    stuck_after: Annotated[float, duration(0.1, 30 * DAY)] = Field(
+    every: Annotated[float, kinds.duration(0.1, DAY)] = Field(15 * SECOND, description="How often to look.")
+    stuck_after: Annotated[float, kinds.duration(0.1, 30 * DAY)] = Field(
         5 * MINUTE,
         description="How long one must have been seen in processing. Longer than delivery.timeout, "
         "and than the other workers' own retries (about 2m).",
     )
-    max_recoveries: Annotated[int, whole(0, 1000)] = Field(
+    max_recoveries: Annotated[int, kinds.whole(0, 1000)] = Field(
         3, description="One that got stuck more often than this goes to the dead letters."
     )
 
@@ -300,11 +297,11 @@ class RecoveryConfig(Section):
 class StaleLockConfig(Section):
     """When a lock is taken to be left behind. A lock with a sane TTL always expires by itself."""
 
-    auto: Annotated[bool, flag()] = Field(True, description="true releases such a lock. false only reports it.")
-    no_ttl_after: Annotated[float, duration(0.1, 30 * DAY)] = Field(
+    auto: Annotated[bool, kinds.flag()] = Field(True, description="true releases such a lock. false only reports it.")
+    no_ttl_after: Annotated[float, kinds.duration(0.1, 30 * DAY)] = Field(
         MINUTE, description="A lock without expiry is stale when it has not changed for this long."
     )
-    max_ttl: Annotated[float, duration(SECOND, 30 * DAY)] = Field(
+    max_ttl: Annotated[float, kinds.duration(SECOND, 30 * DAY)] = Field(
         10 * MINUTE, description="A TTL beyond this is treated like none. Longer than lock.ttl."
     )
 
@@ -312,10 +309,10 @@ class StaleLockConfig(Section):
 class LockConfig(Section):
     """The send lock: only its holder sends."""
 
-    ttl: Annotated[float, duration(SECOND, DAY)] = Field(
+    ttl: Annotated[float, kinds.duration(SECOND, DAY)] = Field(
         30 * SECOND, description="When the lock expires if this daemon dies. It is renewed long before."
     )
-    check_every: Annotated[float, duration(0.1, HOUR)] = Field(
+    check_every: Annotated[float, kinds.duration(0.1, HOUR)] = Field(
         5 * SECOND, description="How often to look for a stale lock."
     )
     stale: StaleLockConfig = StaleLockConfig()
@@ -324,10 +321,10 @@ class LockConfig(Section):
 class DeadConfig(Section):
     """How much is kept of the callbacks that were given up."""
 
-    max_count: Annotated[int, whole(1, 100_000_000)] = Field(
+    max_count: Annotated[int, kinds.whole(1, 100_000_000)] = Field(
         100_000, description="The most that are kept; the oldest are deleted first."
     )
-    max_age: Annotated[float, duration(SECOND, 3650 * DAY)] = Field(
+    max_age: Annotated[float, kinds.duration(SECOND, 3650 * DAY)] = Field(
         30 * DAY, description="Those older than this are deleted."
     )
 
@@ -335,12 +332,14 @@ class DeadConfig(Section):
 class QueueConfig(Section):
     """One callback queue."""
 
-    name: Annotated[str, queue_name()] = Field(description="What the queue is called in metrics and commands. Unique.")
-    prefix: Annotated[str, key_name()] = Field(
+    name: Annotated[str, kinds.queue_name()] = Field(
+        description="What the queue is called in metrics and commands. Unique."
+    )
+    prefix: Annotated[str, kinds.key_name()] = Field(
         "callback_queue", description="All of the queue's keys begin with this and a colon. Unique."
     )
     keys: KeysConfig = KeysConfig()
-    mode: Annotated[Mode, choice(*Mode)] = Field(
+    mode: Annotated[Mode, kinds.choice(*Mode)] = Field(
         Mode.DISPATCH,
         description="observe only reads; supervise also frees stuck callbacks and locks; dispatch also sends.",
     )
@@ -355,7 +354,7 @@ class QueueConfig(Section):
 class AlertAuthConfig(Section):
     """Who may post alerts."""
 
-    bearer_token_file: Annotated[Path, path()] | None = Field(
+    bearer_token_file: Annotated[Path, kinds.path()] | None = Field(
         None, description="A file with the token that callers must send. Has no effect yet."
     )
 
@@ -364,12 +363,17 @@ class AlertRouteConfig(Section):
     """Which alert causes which action. Not available yet."""
 
     match: dict[
-        Annotated[str, text(r"[A-Za-z_]\w*", "a label name")], Annotated[str, text(r"[^\0]{1,500}", "a text")]
-    ] = Field(description="Labels that an alert must have.")
-    action: Annotated[Literal["recover", "unlock"], choice("recover", "unlock")] = Field(description="What to do.")
-    cooldown: Annotated[float, duration(0, DAY)] = Field(5 * MINUTE, description="The least time between two actions.")
-    max_per_hour: Annotated[int, whole(1, 3600)] = Field(6, description="The most actions in an hour.")
-    dry_run: Annotated[bool, flag()] = Field(False, description="true only records what would be done.")
+        Annotated[str, kinds.text(r"[A-Za-z_]\w*", "a label name")],
+        Annotated[str, kinds.text(r"[^\0]{1,500}", "a text")],
+    ] = Field(examples=[{"alertname": "CbqStuckItems"}], description="Labels that an alert must have.")
+    action: Annotated[Literal["recover", "unlock"], kinds.choice("recover", "unlock")] = Field(
+        examples=["recover"], description="What to do."
+    )
+    cooldown: Annotated[float, kinds.duration(0, DAY)] = Field(
+        5 * MINUTE, description="The least time between two actions."
+    )
+    max_per_hour: Annotated[int, kinds.whole(1, 3600)] = Field(6, description="The most actions in an hour.")
+    dry_run: Annotated[bool, kinds.flag()] = Field(False, description="true only records what would be done.")
 
 
 class AlertsConfig(Section):
@@ -385,7 +389,7 @@ class Config(Section):
     """The whole file."""
 
     redis: RedisConfig = RedisConfig()
-    data_dir: Annotated[Path, path()] = Field(
+    data_dir: Annotated[Path, kinds.path()] = Field(
         Path("cbq-data"), description="Where the embedded server keeps its data; relative to the current directory."
     )
     web: WebConfig = WebConfig()

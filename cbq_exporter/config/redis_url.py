@@ -15,7 +15,7 @@ _DATABASE = re.compile(r"[0-9]{1,5}")
 
 def trouble(url: str) -> str | None:
     """One sentence that quotes nothing of the URL, or None where it is usable."""
-    scheme = url.partition(":")[0].lower()
+    scheme = url.partition(":")[0]
     if "sentinel" in scheme or "cluster" in scheme:
         return "sentinel and cluster are not available yet in this version; use redis://, rediss:// or unix://"
     if scheme not in ("redis", "rediss", "unix") or "://" not in url:

