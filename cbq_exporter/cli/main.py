@@ -24,6 +24,11 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 _COMMANDS = {
     "serve": "cbq_exporter.cli.serve:serve",
+    "status": "cbq_exporter.cli.status:status",
+    "enqueue": "cbq_exporter.cli.enqueue:enqueue",
+    "dead": "cbq_exporter.cli.dead:dead",
+    "check-config": "cbq_exporter.cli.check_config:check_config",
+    "demo": "cbq_exporter.cli.demo.command:demo",
 }
 
 
@@ -42,14 +47,11 @@ class App(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         # Caught here, because click would say these two in its own way.
         try:
-            code = super().invoke(ctx)
-            sys.stdout.flush()
+            return super().invoke(ctx)
         except KeyboardInterrupt:
             return _say("interrupted", INTERRUPTED)
         except BrokenPipeError:
-            _abandon_stdout()
             return PIPE_CLOSED
-        return code
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         run = options.Run()
@@ -60,6 +62,11 @@ class App(click.Group):
             if run.debug and not isinstance(error, click.ClickException):
                 raise
             code = _explain(error)
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _abandon_stdout()
+            code = PIPE_CLOSED
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -60,8 +60,10 @@ def output(command: F) -> F:
     return click.option(
         "-o",
         "--output",
+        "as_json",
         type=click.Choice(["table", "json"]),
         default="table",
         show_default=True,
+        callback=lambda _context, _option, value: value == "json",
         help="How to print.",
     )(command)

@@ -1,0 +1,48 @@
+"""``check-config``: whether a configuration can be used, and what the daemon would make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cbq_exporter.cli import options, output
+from cbq_exporter.errors import ConfigError
+
+
+@click.command("check-config")
+@options.config
+@options.output
+@options.debug
+def check_config(config_path: Path | None, as_json: bool) -> int:
+    """Check a configuration, and list everything that is wrong with it."""
+    from cbq_exporter.config import load
+
+    try:
+        loaded = load(config_path)
+    except ConfigError as error:
+        if not as_json:
+            raise
+        output.print_json({"ok": False, "problems": error.problems})
+        return error.exit_code
+    config = loaded.config
+    source = "the built-in defaults" if loaded.source is None else str(loaded.source)
+    if as_json:
+        output.print_json(
+            {
+                "ok": True,
+                "file": None if loaded.source is None else str(loaded.source),
+                "redis": config.redis.redacted_url,
+                "queues": [{"name": one.name, "mode": one.mode, "prefix": one.prefix} for one in config.queues],
+                "warnings": config.warnings,
+            }
+        )
+        return 0
+    click.echo(f"{source}: ok")
+    store = f"embedded, in {config.data_dir}" if config.redis.url is None else config.redis.redacted_url
+    click.echo(f"store: {store}\n")
+    rows = [[one.name, str(one.mode), one.prefix] for one in config.queues]
+    click.echo(output.table(["queue", "mode", "prefix"], rows))
+    for warning in config.warnings:
+        output.say(f"warning: {warning}")
+    return 0

@@ -1,0 +1,248 @@
+"""``enqueue``: append callbacks to pending, one from flags or any number from standard input."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from cbq_exporter.cli import options, output
+from cbq_exporter.cli.running import open_queue, run
+from cbq_exporter.errors import CbqError, StoreError, StoreMisuse, StoreUnavailable, UsageError
+
+if TYPE_CHECKING:
+    from cbq_exporter.store.queue import Queue
+
+MAX_LINE = 64 * 1024 * 1024  # bytes; Redis itself takes no value of more than 512 MiB
+
+# What is held in memory and sent at once. Small enough that a failure leaves few callbacks in doubt.
+_BATCH_LINES = 1000
+_BATCH_BYTES = 4 * 1024 * 1024
+_SHOWN_ERRORS = 20
+_IN_MEMORY = 8 * 1024 * 1024  # bytes of standard input kept in memory by --strict; more goes to a temporary file
+
+Line = tuple[int, bytes]
+
+
+@click.command
+@options.config
+@options.queue
+@click.option("--url", help="Where to send one callback.")
+@click.option("--data", metavar="JSON|@FILE", help="Its data: JSON, or @ and the name of a file with JSON.")
+@click.option("--task-id", help="Its task_id. Without it: a new one.")
+@click.option("--status", default="success", show_default=True, help="Its status.")
+@click.option("--prompt", help="Its prompt.")
+@click.option("--stamp", is_flag=True, help="Add _queued_at to lines that have none.")
+@click.option("--strict", is_flag=True, help="Enqueue nothing if any line is bad.")
+@options.debug
+def enqueue(
+    config_path: Path | None,
+    queue_name: str | None,
+    url: str | None,
+    data: str | None,
+    task_id: str | None,
+    status: str,
+    prompt: str | None,
+    stamp: bool,
+    strict: bool,
+) -> int:
+    """Append callbacks to the pending list of a queue.
+
+    One by flags:
+
+        cbq-exporter enqueue --url https://example.com/callback --data '{"answer": 42}'
+
+    Or any number from standard input: one JSON object a line, in the wire format, pushed byte for byte. A bad
+    line is reported and skipped (exit code 1), or with --strict refuses all of them.
+    """
+    if url is not None:
+        payload = _from_flags(url, data, task_id, status, prompt)
+        return run(_push_one(config_path, queue_name, payload))
+    if data is not None or task_id is not None or prompt is not None:
+        raise UsageError("--data, --task-id and --prompt need --url; callbacks on standard input carry their own")
+    if sys.stdin.isatty():
+        raise UsageError("nothing to enqueue: give --url, or one JSON object a line on standard input")
+    return run(_push_lines(config_path, queue_name, sys.stdin.buffer, stamp=stamp, strict=strict))
+
+
+def _from_flags(url: str, data: str | None, task_id: str | None, status: str, prompt: str | None) -> bytes:
+    """One item as the existing producers write it. The bytes of ``data`` are kept as they are."""
+    import uuid
+
+    import msgspec
+
+    from cbq_exporter.delivery.url import parse
+    from cbq_exporter.item import ItemError, read
+
+    try:
+        parse(url)
+    except ValueError as error:
+        raise UsageError(f"--url: {error}") from None
+    fields: dict[str, object] = {
+        "url": url,
+        "task_id": task_id or str(uuid.uuid4()),
+        "status": status,
+        "data": msgspec.Raw(_json_argument(data)),
+    }
+    if prompt is not None:
+        fields["prompt"] = prompt
+    fields |= {"created_at": None, "_queued_at": time.time()}
+    payload = msgspec.json.encode(fields)
+    try:
+        read(payload)
+    except ItemError as error:
+        raise UsageError(f"--data: {error}") from None
+    return payload
+
+
+def _json_argument(data: str | None) -> bytes:
+    import msgspec
+
+    if data is None:
+        return b"{}"
+    if data.startswith("@"):
+        try:
+            text = Path(data[1:]).read_bytes()
+        except OSError as error:
+            raise UsageError(f"--data: {data[1:]}: {error.strerror}") from None
+    else:
+        text = data.encode("utf-8", "surrogateescape")
+    text = text.strip()
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--data is not JSON: {error}; for a file write @ before its name") from None
+    return text
+
+
+async def _push_one(config_path: Path | None, queue_name: str | None, payload: bytes) -> int:
+    async with open_queue(config_path, queue_name) as (config, queue):
+        pending = await queue.enqueue([payload])
+    output.say(f"enqueued 1 callback in {config.name} ({pending:,} pending)")
+    return 0
+
+
+async def _push_lines(
+    config_path: Path | None, queue_name: str | None, source: IO[bytes], *, stamp: bool, strict: bool
+) -> int:
+    bad = BadLines()
+    async with open_queue(config_path, queue_name) as (config, queue):
+        if strict:
+            source = _checked_whole(source, bad)
+        with output.progress(f"enqueueing in {config.name}", None) as show:
+            pushed = await _push(queue, good_lines(source, bad, stamp=stamp), show)
+    output.say(f"enqueued {output.count(pushed, 'callback')} in {config.name}")
+    return bad.report("skipped")
+
+
+async def _push(queue: Queue, lines: Iterator[Line], show: Callable[[int], None]) -> int:
+    pushed = 0
+    for batch in _batches(lines):
+        try:
+            await queue.enqueue([payload for _, payload in batch])
+        except StoreUnavailable as error:
+            raise StoreUnavailable(_where_it_ended(error, pushed, batch), kind=error.kind) from error
+        except StoreMisuse as error:
+            raise StoreMisuse(_where_it_ended(error, pushed, batch), kind=error.kind) from error
+        pushed += len(batch)
+        show(pushed)
+    return pushed
+
+
+def _where_it_ended(error: StoreError, pushed: int, batch: list[Line]) -> str:
+    """Which lines are in the queue: whoever sends the rest again must know."""
+    doubt = "may or may not have been" if isinstance(error, StoreUnavailable) else "were not"
+    return (
+        f"{output.count(pushed, 'callback')} enqueued, up to the line before {batch[0][0]:,}; "
+        f"lines {batch[0][0]:,} to {batch[-1][0]:,} {doubt}, later ones were not: {error}"
+    )
+
+
+class BadLines:
+    """What is wrong with lines: the first ones are told at once, the rest only counted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, number: int, why: str) -> None:
+        self.count += 1
+        if self.count <= _SHOWN_ERRORS:
+            output.say(f"line {number:,}: {why}")
+
+    def report(self, what: str) -> int:
+        """Say how many there were; returns the exit code."""
+        if not self.count:
+            return 0
+        more = f" ({self.count - _SHOWN_ERRORS:,} not shown)" if self.count > _SHOWN_ERRORS else ""
+        output.say(f"{output.count(self.count, 'bad line')} {what}{more}")
+        return 1
+
+
+def _checked_whole(source: IO[bytes], bad: BadLines) -> IO[bytes]:
+    """All of ``source`` once every line of it is known to be good; raises CbqError otherwise."""
+    import shutil
+    import tempfile
+
+    kept = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - it lives as long as the command
+    shutil.copyfileobj(source, kept, 1024 * 1024)
+    kept.seek(0)
+    for _ in good_lines(kept, bad):
+        pass
+    if bad.report("found"):
+        raise CbqError("nothing was enqueued: --strict takes all lines or none")
+    kept.seek(0)
+    return kept
+
+
+def good_lines(source: IO[bytes], bad: BadLines, *, stamp: bool = False) -> Iterator[Line]:
+    """The payloads of ``source`` with the numbers of their lines, counted from 1. Empty lines are passed over."""
+    from cbq_exporter.item import ItemError, queued_at_of, read, value
+
+    for number, line in _lines(source):
+        if line is None:
+            bad.add(number, f"longer than {output.size(MAX_LINE)}")
+            continue
+        payload = line.rstrip(b"\r\n")
+        if not payload.strip():
+            continue
+        try:
+            top = read(payload)
+        except ItemError as error:
+            bad.add(number, str(error))
+            continue
+        if not isinstance(value(top, "url"), str):
+            bad.add(number, "no url, or one that is no string")
+            continue
+        if stamp and queued_at_of(top) is None and "_queued_at" not in top:
+            payload = payload.rstrip()[:-1] + b',"_queued_at":%.6f}' % time.time()
+        yield number, payload
+
+
+def _lines(source: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """Lines with their numbers; None in the place of one that is too long to be held."""
+    number = 0
+    while line := source.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) <= MAX_LINE or line.endswith(b"\n"):
+            yield number, line
+            continue
+        while (rest := source.readline(MAX_LINE)) and not rest.endswith(b"\n"):
+            pass
+        yield number, None
+
+
+def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
+    batch: list[Line] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line[1])
+        if len(batch) >= _BATCH_LINES or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,171 @@
+"""How commands write: data on standard output, everything else on standard error.
+
+Tables are made by hand: they are a few lines, and importing a library for them would take longer than the
+command itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import click
+
+from cbq_exporter.errors import RefusedError
+from cbq_exporter.logs import printable
+
+UNKNOWN = "-"
+_WIDE = 200  # columns, where no terminal sets a limit
+_NARROWEST = 12  # columns that a folded cell keeps
+
+
+def say(line: str) -> None:
+    """A message for people."""
+    click.echo(line, err=True)
+
+
+def print_json(value: Any) -> None:
+    """Dataclasses and enumerations are written as what they hold."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def coloured(stream: TextIO | None = None) -> bool:
+    stream = sys.stdout if stream is None else stream
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, colour: str | None = None, *, bold: bool = False) -> str:
+    """``text`` in a colour, where standard output shows colours."""
+    return click.style(text, fg=colour, bold=bold or None) if coloured() else text
+
+
+def columns() -> int:
+    """How wide standard output is."""
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        return _WIDE
+    return shutil.get_terminal_size().columns
+
+
+def table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    fold: str | None = None,
+    width: int | None = None,
+) -> str:
+    """Aligned columns under their headings. The column ``fold`` goes over several lines where there is no room.
+
+    A row may have colours in its cells, but not in a folded one.
+    """
+    widths = [max(len(click.unstyle(row[i])) for row in [headings, *rows]) for i in range(len(headings))]
+    if fold is not None:
+        i = headings.index(fold)
+        others = sum(widths) - widths[i] + 2 * (len(widths) - 1)
+        widths[i] = min(widths[i], max(_NARROWEST, (width or columns()) - others))
+    lines = [paint(_line(headings, headings, widths, right), bold=True)]
+    for row in rows:
+        cells = [
+            (textwrap.wrap(cell, widths[i]) or [""]) if headings[i] == fold else [cell] for i, cell in enumerate(row)
+        ]
+        for number in range(max(map(len, cells))):
+            part = [cell[number] if number < len(cell) else "" for cell in cells]
+            lines.append(_line(headings, part, widths, right))
+    return "\n".join(lines)
+
+
+def _line(headings: Sequence[str], cells: Sequence[str], widths: Sequence[int], right: Sequence[str]) -> str:
+    parts = []
+    for heading, cell, width in zip(headings, cells, widths, strict=True):
+        space = " " * (width - len(click.unstyle(cell)))
+        parts.append(space + cell if heading in right else cell + space)
+    return "  ".join(parts).rstrip()
+
+
+def number(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def count(value: int, noun: str) -> str:
+    """``1 callback``, ``2 callbacks``."""
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
+def size(value: int) -> str:
+    if value < 1024:
+        return f"{value} B"
+    amount = float(value)
+    for unit in ("KiB", "MiB"):
+        amount /= 1024
+        if amount < 1024:
+            return f"{amount:.1f} {unit}"
+    return f"{amount / 1024:.1f} GiB"
+
+
+def age(seconds: float) -> str:
+    """``12s``, ``4m12s``, ``5h03m``, ``12d3h``."""
+    whole = max(0, int(seconds))
+    minutes, s = divmod(whole, 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d{h}h"
+    if hours:
+        return f"{h}h{m:02}m"
+    return f"{m}m{s:02}s" if minutes else f"{s}s"
+
+
+def moment(at: float) -> str:
+    """A time of epoch seconds in local time."""
+    from datetime import UTC, datetime
+
+    return UNKNOWN if at <= 0 else f"{datetime.fromtimestamp(at, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def text(value: str, most: int = 200) -> str:
+    """What came from outside, safe to show in one line."""
+    return printable(value, most) if value else UNKNOWN
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before a change; raises RefusedError where the answer is not yes, or where nobody can answer."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise RefusedError("nothing was changed: there is no terminal to ask on; add --yes, or --dry-run to only look")
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        say("")
+        agreed = False
+    if not agreed:
+        raise RefusedError("aborted: nothing was changed")
+
+
+@contextmanager
+def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal's standard error, nothing elsewhere; call what it gives with how many are done."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,48 @@
+"""Where commands enter the async world, and what they find there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cbq_exporter.errors import UsageError
+
+if TYPE_CHECKING:
+    from cbq_exporter.config import Config, QueueConfig
+    from cbq_exporter.store.queue import Queue
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """The one place where a command starts an event loop. Ctrl-C cancels ``work``, then raises KeyboardInterrupt."""
+    import asyncio
+
+    return asyncio.run(work)
+
+
+def queue_config(config: Config, name: str | None) -> QueueConfig:
+    """The queue of that name, or the only one; raises UsageError, which names those that there are."""
+    known = ", ".join(queue.name for queue in config.queues)
+    if name is None:
+        if len(config.queues) > 1:
+            raise UsageError(f"several queues are configured: name one with --queue ({known})")
+        return config.queues[0]
+    for queue in config.queues:
+        if queue.name == name:
+            return queue
+    raise UsageError(f"no queue {name!r} is configured: there is {known}")
+
+
+@asynccontextmanager
+async def open_queue(config_path: Path | None, name: str | None) -> AsyncIterator[tuple[QueueConfig, Queue]]:
+    """The queue that a command is about, on the configured store."""
+    from cbq_exporter.config import load
+    from cbq_exporter.store.opening import open_store
+
+    config = load(config_path).config
+    chosen = queue_config(config, name)
+    async with open_store(config) as store:
+        yield chosen, store.queues[chosen.name]

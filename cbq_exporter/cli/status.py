@@ -1,0 +1,195 @@
+"""``status``: all queues at one moment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cbq_exporter.cli import options, output
+from cbq_exporter.cli.running import queue_config, run
+from cbq_exporter.errors import StoreUnavailable
+from cbq_exporter.model import LockView, Mode, QueueView, Snapshot, State
+
+if TYPE_CHECKING:
+    from cbq_exporter.config import Config
+    from cbq_exporter.store.opening import Store
+
+_TIMEOUT = 5.0  # seconds
+_WAITS_TOO_LONG = 60.0  # seconds
+_COUNTS = (State.PENDING, State.PROCESSING, State.RETRY, State.DEAD)
+
+
+@click.command
+@options.config
+@click.option("-q", "--queue", "queue_name", metavar="NAME", help="Only this queue.")
+@options.output
+@click.option("-w", "--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often to look, with --watch.",
+)
+@options.debug
+def status(config_path: Path | None, queue_name: str | None, as_json: bool, watch: bool, interval: float) -> int:
+    """Show the state of every queue: what waits, what is being sent, what failed, and who holds the lock."""
+    from cbq_exporter.config import load
+
+    config = load(config_path).config
+    only = None if queue_name is None else queue_config(config, queue_name).name
+    if not watch:
+        return run(_once(config, only, as_json))
+    with suppress(KeyboardInterrupt):
+        run(_again_and_again(config, only, as_json, interval))
+    return 0
+
+
+async def _once(config: Config, only: str | None, as_json: bool) -> int:
+    from cbq_exporter.store.opening import open_store
+
+    async with open_store(config) as store:
+        snapshot = await _look(store, only)
+    if not snapshot.up:
+        raise StoreUnavailable(_why_down(store.shown_as, snapshot), kind="connect")
+    _print(store.shown_as, snapshot, as_json)
+    return 1 if any(queue.error for queue in snapshot.queues) else 0
+
+
+async def _again_and_again(config: Config, only: str | None, as_json: bool, interval: float) -> None:
+    import asyncio
+
+    from cbq_exporter.store.opening import open_store
+
+    async with open_store(config) as store:
+        with _shown(store.shown_as, as_json) as show:
+            while True:
+                show(await _look(store, only))
+                await asyncio.sleep(interval)
+
+
+async def _look(store: Store, only: str | None) -> Snapshot:
+    snapshot = await store.reader.snapshot(_TIMEOUT)
+    if only is None:
+        return snapshot
+    return replace(snapshot, queues=tuple(view for view in snapshot.queues if view.queue == only))
+
+
+@contextmanager
+def _shown(shown_as: str, as_json: bool) -> Iterator[Callable[[Snapshot], None]]:
+    """One view after the other: in place on a terminal, below each other elsewhere."""
+    if as_json or not sys.stdout.isatty():
+
+        def append(snapshot: Snapshot) -> None:
+            if not as_json:
+                click.echo(_heading(snapshot))
+            _print(shown_as, snapshot, as_json)
+            sys.stdout.flush()
+
+        yield append
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False, vertical_overflow="crop") as live:
+        yield lambda snapshot: live.update(
+            Text.from_ansi(f"{_heading(snapshot)}\n{render(shown_as, snapshot)}"), refresh=True
+        )
+
+
+def _print(shown_as: str, snapshot: Snapshot, as_json: bool) -> None:
+    if as_json:
+        output.print_json(snapshot)
+    else:
+        click.echo(render(shown_as, snapshot))
+
+
+def _why_down(shown_as: str, snapshot: Snapshot) -> str:
+    return snapshot.error or f"Redis at {shown_as} does not answer"
+
+
+def _heading(snapshot: Snapshot) -> str:
+    return output.paint(output.moment(snapshot.at), bold=True)
+
+
+def render(shown_as: str, snapshot: Snapshot) -> str:
+    """What an operator reads. Fits into 80 columns, as long as numbers and names are of a usual length."""
+    if not snapshot.up:
+        return output.paint(output.text(_why_down(shown_as, snapshot), 500), "red")
+    counts = output.table(
+        ["queue", "mode", *(str(state) for state in _COUNTS), "oldest waiting", "last send"],
+        [_counts_row(view, snapshot.at) for view in snapshot.queues],
+        right=[*(str(state) for state in _COUNTS), "oldest waiting", "last send"],
+    )
+    locks = output.table(
+        ["queue", "lock", "trouble"],
+        [
+            [
+                view.queue,
+                output.text(lock_text(view)),
+                "; ".join(output.text(one) for one in troubles(view, snapshot.at)) or output.UNKNOWN,
+            ]
+            for view in snapshot.queues
+        ],
+        fold="trouble",
+    )
+    return f"{counts}\n\n{locks}\n\n{_store_line(shown_as, snapshot)}"
+
+
+def _counts_row(view: QueueView, now: float) -> list[str]:
+    numbers = [output.number(view.lengths.get(state)) for state in _COUNTS]
+    if view.lengths.get(State.DEAD):
+        numbers[-1] = output.paint(numbers[-1], "yellow")
+    waiting = view.oldest_at.get(State.PENDING)
+    return [
+        view.queue,
+        str(view.mode),
+        *numbers,
+        output.UNKNOWN if waiting is None else output.age(now - waiting),
+        output.UNKNOWN if view.last_send_at is None else f"{output.age(now - view.last_send_at)} ago",
+    ]
+
+
+def lock_text(view: QueueView) -> str:
+    lock: LockView | None = view.lock
+    if lock is None:
+        return output.UNKNOWN if view.error else "free"
+    if lock.ttl is None:
+        return f"no expiry! held by {lock.value}"
+    return f"held by {lock.value}, {lock.ttl:.0f}s left"
+
+
+def troubles(view: QueueView, now: float) -> list[str]:
+    """What an operator should look at, one phrase each; nothing where all is well."""
+    found = []
+    if view.error:
+        found.append(view.error)
+    if view.lock is not None and view.lock.ttl is None:
+        found.append("the lock cannot expire by itself")
+    if view.stuck:
+        found.append(f"{output.number(view.stuck)} stuck in processing: their lease ran out")
+    if view.retry_overdue:
+        found.append(f"{output.number(view.retry_overdue)} retries overdue")
+    waiting = view.oldest_at.get(State.PENDING)
+    if view.mode is Mode.DISPATCH and waiting is not None and now - waiting > _WAITS_TOO_LONG:
+        found.append(
+            "nobody sends: is the daemon running?" if view.lock is None else "callbacks wait for more than a minute"
+        )
+    return found
+
+
+def _store_line(shown_as: str, snapshot: Snapshot) -> str:
+    parts = [f"store {shown_as}"]
+    if snapshot.server:
+        parts.append(output.text(snapshot.server))
+    if snapshot.memory_used is not None:
+        most = f" of {output.size(snapshot.memory_max)}" if snapshot.memory_max else ""
+        parts.append(f"{output.size(snapshot.memory_used)}{most} in memory")
+    return ", ".join(parts)
