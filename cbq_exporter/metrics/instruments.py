@@ -106,7 +106,8 @@ class _Destinations:
 
     def _meet(self, name: str) -> DestinationInstruments:
         with self._lock:
-            if name != OTHER:
+            # A name comes out of a callback: what no label can hold must not break every scrape from now on.
+            if name != OTHER and name and name.isprintable():
                 if len(self._known) - (OTHER in self._known) < self._most:
                     self._known.setdefault(name, self._make(name))
                     self._series.set(len(self._known) - (OTHER in self._known))
@@ -146,7 +147,7 @@ class QueueInstruments:
     _destinations: _Destinations
 
     def destination(self, name: str) -> DestinationInstruments:
-        """Bounded: beyond the bound all further destinations share the series ``other``."""
+        """Bounded: beyond the bound all further destinations share the series ``other``, as do unprintable names."""
         return self._destinations[name]
 
 

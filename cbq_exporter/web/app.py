@@ -1,0 +1,189 @@
+"""What is served over HTTP. Nothing here changes anything: every route answers GET and HEAD only."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+from aiohttp import web
+
+from cbq_exporter.config.models import Config
+from cbq_exporter.metrics.exposition import choose, render
+from cbq_exporter.metrics.instruments import Instruments
+from cbq_exporter.model import Snapshot
+from cbq_exporter.web.page import CONTENT_SECURITY_POLICY, page
+from cbq_exporter.web.status import document
+
+log = logging.getLogger(__name__)
+
+MOST_BODY = 64 * 1024  # bytes of a request; nothing that is served yet reads any
+DEADLINE = 10.0  # seconds that reading may take where the client does not say
+_MOST_DEADLINE = 60.0
+_MARGIN = 0.5  # seconds kept back of what the scraper waits, for rendering and the way
+_LEAST_DEADLINE = 0.1
+_GRACE = 0.25  # seconds a read may overrun before it is given up from outside
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "Referrer-Policy": "no-referrer",
+    "Server": "cbq-exporter",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_PATHS = "/metrics, /-/healthy, /-/ready, /api/v1/status and /"
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Backend(Protocol):
+    """What the daemon lends to the web server. The reasons are one line each; none means good."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def instruments(self) -> Instruments: ...
+
+    async def snapshot(self, timeout: float) -> Snapshot:
+        """Within ``timeout`` seconds; a Redis that is down is a snapshot too."""
+
+    def not_ready(self) -> list[str]: ...
+
+    def not_healthy(self) -> list[str]: ...
+
+
+def create_app(backend: Backend) -> web.Application:
+    handlers = _Handlers(backend)
+    app = web.Application(middlewares=[_answer_errors], client_max_size=MOST_BODY)
+    app.on_response_prepare.append(_add_headers)
+    app.router.add_get("/", handlers.page)
+    app.router.add_get("/metrics", handlers.metrics)
+    app.router.add_get("/-/healthy", handlers.healthy)
+    app.router.add_get("/-/ready", handlers.ready)
+    app.router.add_get("/api/v1/status", handlers.status)
+    return app
+
+
+def deadline(header: str | None) -> float:
+    """Seconds that reading may take, by what the scraper says that it waits."""
+    try:
+        waits = float(header or "")
+    except ValueError:
+        return DEADLINE
+    if not math.isfinite(waits) or waits <= 0:
+        return DEADLINE
+    return min(max(waits - _MARGIN, _LEAST_DEADLINE), _MOST_DEADLINE)
+
+
+class _Handlers:
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._rendering: dict[tuple[str, bool], tuple[Snapshot, asyncio.Task[bytes]]] = {}
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        snapshot = await self._snapshot(deadline(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")))
+        content_type = choose(",".join(request.headers.getall("Accept", ())))
+        packed = accepts_gzip(",".join(request.headers.getall("Accept-Encoding", ())))
+        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        if packed:
+            headers["Content-Encoding"] = "gzip"
+        return web.Response(body=await self._rendered(snapshot, content_type, packed), headers=headers)
+
+    async def healthy(self, request: web.Request) -> web.Response:
+        return _verdict("healthy", self._backend.not_healthy())
+
+    async def ready(self, request: web.Request) -> web.Response:
+        return _verdict("ready", self._backend.not_ready())
+
+    async def status(self, request: web.Request) -> web.Response:
+        body = msgspec.json.encode(document(await self._snapshot(DEADLINE)))
+        return web.Response(body=body, content_type="application/json", charset="utf-8")
+
+    async def page(self, request: web.Request) -> web.Response:
+        snapshot = await self._snapshot(DEADLINE)
+        html = page(snapshot, not_healthy=self._backend.not_healthy(), not_ready=self._backend.not_ready())
+        return web.Response(body=html.encode("utf-8", "replace"), content_type="text/html", charset="utf-8")
+
+    async def _snapshot(self, seconds: float) -> Snapshot:
+        """The backend's, or one that says why there is none: a scrape is always answered in time."""
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(seconds + _GRACE):
+                return await self._backend.snapshot(seconds)
+        except TimeoutError:
+            error = f"reading took longer than {seconds:g} s"
+        except Exception:
+            log.exception("a snapshot could not be made")
+            error = "a snapshot could not be made: see the log"
+        return Snapshot(up=False, at=0.0, duration=time.monotonic() - started, queues=(), error=error)
+
+    async def _rendered(self, snapshot: Snapshot, content_type: str, packed: bool) -> bytes:
+        """Off the event loop, because thousands of series take tens of milliseconds; overlapping scrapes share it."""
+        key = (content_type, packed)
+        of, task = self._rendering.get(key, (None, None))
+        if of is not snapshot or task is None or task.done():
+            task = asyncio.create_task(asyncio.to_thread(self._render, snapshot, content_type, packed))
+            self._rendering[key] = (snapshot, task)
+            task.add_done_callback(lambda done: self._forget(key, done))
+        return await asyncio.shield(task)
+
+    def _render(self, snapshot: Snapshot, content_type: str, packed: bool) -> bytes:
+        body, _ = render(self._backend.instruments, snapshot, content_type)
+        return gzip.compress(body, compresslevel=1, mtime=0) if packed else body
+
+    def _forget(self, key: tuple[str, bool], done: asyncio.Task[bytes]) -> None:
+        if self._rendering.get(key, (None, None))[1] is done:
+            del self._rendering[key]
+
+
+def accepts_gzip(header: str) -> bool:
+    for one in header.lower().split(","):
+        name, *parameters = (part.strip() for part in one.split(";"))
+        if name == "gzip":
+            return not any(parameter.startswith("q=") and not parameter[2:].strip("0.") for parameter in parameters)
+    return False
+
+
+def _verdict(good: str, reasons: list[str]) -> web.Response:
+    lines = [" ".join(reason.split()) for reason in reasons] or [good]
+    return web.Response(text="\n".join(lines) + "\n", status=503 if reasons else 200)
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(_HEADERS)
+
+
+@web.middleware
+async def _answer_errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Short texts for whoever asks wrongly; a fault of ours is logged and says nothing about itself."""
+    length = request.content_length
+    if length is not None and length > MOST_BODY:
+        return _refusal(413, f"The body may have {MOST_BODY} bytes at most.", close=True)
+    try:
+        return await handler(request)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        refusal = _refusal(405, f"Only {allowed} are allowed here.")
+        refusal.headers["Allow"] = allowed
+        return refusal
+    except web.HTTPNotFound:
+        return _refusal(404, f"Nothing here. There are {_PATHS}.")
+    except web.HTTPException as error:
+        return _refusal(error.status, error.reason)
+    except Exception:
+        log.exception("a request failed", extra={"path": request.path[:200]})
+        return _refusal(500, "An error of the server's own; it is in the log.")
+
+
+def _refusal(status: int, line: str, *, close: bool = False) -> web.Response:
+    response = web.Response(text=line + "\n", status=status)
+    if close:
+        response.force_close()
+    return response

@@ -1,0 +1,162 @@
+"""Bounds on what one client can hold: connections, half-sent requests, answers that nobody reads.
+
+aiohttp bounds the size of a request's head, but lets a client take over a minute for it, and waits for ever for one
+that stops reading. The guard sits between the socket and aiohttp, sees the bytes go by and looks at all connections
+once a second while there are any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import cast
+
+from aiohttp import web
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY = 1.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``head`` and ``answer`` are seconds: for a request's head to arrive, for an answer to be taken."""
+
+    connections: int = 512
+    head: float = 10.0
+    answer: float = 30.0
+
+
+class Guard:
+    """Call it for the protocol of a new connection; ``middleware`` tells it which requests are complete."""
+
+    def __init__(self, limits: Limits, make: Callable[[], asyncio.Protocol]) -> None:
+        self._limits = limits
+        self._make = make
+        self._connections: dict[asyncio.BaseTransport, _Connection] = {}
+        self._next_look: asyncio.TimerHandle | None = None
+        self._full = False  # said so in the log
+
+    def __call__(self) -> asyncio.Protocol:
+        return _Connection(self, self._make())
+
+    def close(self) -> None:
+        """Abort whatever is still open."""
+        for connection in tuple(self._connections.values()):
+            connection.abort()
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+
+    @web.middleware
+    async def middleware(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        connection = None if request.transport is None else self._connections.get(request.transport)
+        if connection is None:
+            return await handler(request)
+        connection.begin_request()
+        try:
+            return await handler(request)
+        finally:
+            connection.end_request()
+
+    def opened(self, connection: _Connection) -> bool:
+        """Says whether there is room for it."""
+        if len(self._connections) >= self._limits.connections:
+            if not self._full:
+                self._full = True
+                log.warning("%d connections are open: more are refused", len(self._connections))
+            return False
+        self._full = False
+        self._connections[connection.transport] = connection
+        if self._next_look is None:
+            self._look_later()
+        return True
+
+    def closed(self, connection: _Connection) -> None:
+        self._connections.pop(connection.transport, None)
+
+    def _look_later(self) -> None:
+        self._next_look = asyncio.get_running_loop().call_later(_LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        self._next_look = None
+        now = asyncio.get_running_loop().time()
+        for connection in tuple(self._connections.values()):
+            trouble = connection.trouble(now, self._limits)
+            if trouble:
+                log.debug("a client's connection is closed: %s", trouble)
+                connection.abort()
+        if self._connections:
+            self._look_later()
+
+
+class _Connection(asyncio.Protocol):
+    """Hands everything on to aiohttp's protocol, and keeps two times."""
+
+    def __init__(self, guard: Guard, inner: asyncio.Protocol) -> None:
+        self._guard = guard
+        self._inner = inner
+        self._loop = asyncio.get_running_loop()
+        self._in_request = False
+        self._head_since: float | None = self._loop.time()
+        self._unsent_since: float | None = None
+        self._accepted = False
+        self.transport: asyncio.Transport
+
+    def begin_request(self) -> None:
+        self._in_request = True
+        self._head_since = None
+
+    def end_request(self) -> None:
+        self._in_request = False
+        self._unsent_since = None
+
+    def trouble(self, now: float, limits: Limits) -> str:
+        """Why it should be closed; empty where it is well."""
+        if self._head_since is not None and now - self._head_since > limits.head:
+            return "it did not send a whole request in time"
+        if not self.transport.get_write_buffer_size():
+            self._unsent_since = None
+        elif self._unsent_since is None:
+            self._unsent_since = now
+        elif now - self._unsent_since > limits.answer:
+            return "it does not read its answer"
+        return ""
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    # --- asyncio.Protocol ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._accepted = self._guard.opened(self)
+        if self._accepted:
+            self._inner.connection_made(transport)
+        else:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._accepted:
+            self._guard.closed(self)
+            self._inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._accepted:
+            return
+        if self._head_since is None and not self._in_request:
+            self._head_since = self._loop.time()
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received() if self._accepted else None
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()

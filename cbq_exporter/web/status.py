@@ -1,0 +1,62 @@
+"""The snapshot as the document of ``/api/v1/status``. Its field names are an interface: they only ever grow.
+
+Times are epoch seconds, durations seconds, sizes bytes; null is unknown.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cbq_exporter import __version__
+from cbq_exporter.model import QueueView, Snapshot, State
+
+_MOST_TEXT = 200  # characters of what somebody else wrote, such as the lock's value
+
+
+def document(snapshot: Snapshot) -> dict[str, Any]:
+    """Plain values only, ready for any JSON writer."""
+    return {
+        "version": __version__,
+        "at": snapshot.at if snapshot.up else None,
+        "redis": {
+            "up": snapshot.up,
+            "server": text(snapshot.server) or None,
+            "read_seconds": snapshot.duration,
+            "memory_used_bytes": snapshot.memory_used,
+            "memory_max_bytes": snapshot.memory_max,
+            "error": text(snapshot.error),
+        },
+        "queues": [_queue(view) for view in snapshot.queues],
+    }
+
+
+def _queue(view: QueueView) -> dict[str, Any]:
+    return {
+        "queue": view.queue,
+        "mode": str(view.mode),
+        "lengths": {str(state): view.lengths.get(state) for state in State},
+        "oldest_at": {str(state): view.oldest_at.get(state) for state in State},
+        "oldest_claim_at": view.oldest_claim_at,
+        "retry_overdue": view.retry_overdue,
+        "stuck": view.stuck,
+        "untracked": view.untracked,
+        "leased": view.leased,
+        "lock": _lock(view),
+        "last_send_at": view.last_send_at,
+        "source_stats": dict(view.source_stats),
+        "error": text(view.error),
+    }
+
+
+def _lock(view: QueueView) -> dict[str, Any]:
+    """``held`` is null where the lock could not be read; ``ttl_seconds`` is null where a held lock has no expiry."""
+    lock = view.lock
+    if lock is None:
+        held = None if view.error is not None else False
+        return {"held": held, "ttl_seconds": None, "ours": False, "value": None}
+    return {"held": True, "ttl_seconds": lock.ttl, "ours": lock.ours, "value": text(lock.value)}
+
+
+def text(value: str | None) -> str | None:
+    """Bounded, and without the lone surrogates that bytes of another encoding are read as."""
+    return None if value is None else value[:_MOST_TEXT].encode("utf-8", "replace").decode()
