@@ -1,0 +1,136 @@
+"""What was measured, as JSON for machines and as Markdown for people."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.contestants import BARE, BULLMQ, CONTESTANTS, OURS, PYTHON_QUEUES
+from benchmarks.daemon import Idle, Latency
+from benchmarks.drain import Result, Rounds
+from benchmarks.processes import BenchmarkError
+
+_BEGIN, _END = "<!-- results: written by the benchmark -->\n", "<!-- end of results -->\n"
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A part that was not asked for, or failed, is None; ``failures`` says why, by part. ``at`` is UTC, as text."""
+
+    at: str
+    quick: bool
+    machine: Mapping[str, str]
+    versions: Mapping[str, Mapping[str, str]]
+    drain: Rounds | None = None
+    memory: Result | None = None
+    latency: Latency | None = None
+    idle: Idle | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+
+def markdown(report: Report) -> str:
+    parts = [f"Measured on {report.at}. {'A quick run: its figures are noise. ' if report.quick else ''}".strip()]
+    parts.append(_targets(report))
+    if report.drain is not None:
+        parts.append(_drain(report.drain))
+    lines = {"machine": report.machine, **report.versions}
+    parts.append("\n".join(f"- {whose}: {_listing(values)}" for whose, values in lines.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_into(document: Path, report: Report) -> None:
+    """Puts the results between the two marks of the document."""
+    text = document.read_text()
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise BenchmarkError(f"{document} has no place for the results: the lines {_BEGIN.strip()} and {_END.strip()}")
+    document.write_text(f"{before}{begin}\n{markdown(report)}\n{end}{after}")
+
+
+def _listing(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _drain(rounds: Rounds) -> str:
+    rows = []
+    for contestant in CONTESTANTS:
+        mine = _of(rounds, contestant.name)
+        if contestant.name in rounds.left_out:
+            rows.append([contestant.name, contestant.settings, "failed", *[""] * 7])
+        if contestant.name in rounds.left_out or not mine:
+            continue
+        rates = [result.rate for result in mine]
+        ratio = _ratio(rounds, contestant.name)
+        rows.append(
+            [
+                contestant.name,
+                contestant.settings,
+                f"{mine[0].count:,}",
+                f"{statistics.median(rates):,.0f}",
+                f"{min(rates):,.0f}–{max(rates):,.0f}",
+                "" if ratio is None else f"{ratio:.2f}",
+                f"{_median(mine, lambda result: result.cpu):.3f}",
+                f"{_median(mine, lambda result: result.redis_cpu):.3f}",
+                f"{_median(mine, lambda result: result.rss) / _MIB:.0f}",
+                f"{_median(mine, lambda result: result.commands):.2f}",
+            ]
+        )
+    head = ["contestant", "settings", "callbacks", "callbacks/s, median", "lowest–highest", f"{OURS} is × as fast"]
+    head += ["CPU s per 1,000", "Redis' CPU s per 1,000", "peak RSS, MiB", "Redis commands per callback"]
+    return _table(head, rows)
+
+
+def _targets(report: Report) -> str:
+    rows = []
+
+    def row(what: str, target: str, measured: float | None, met: Callable[[float], bool], unit: str) -> None:
+        if measured is not None:
+            rows.append([what, target, f"{measured:.2f}{unit}", "yes" if met(measured) else "**no**"])
+
+    if report.drain is not None:
+        mine = _of(report.drain, OURS)
+        bare = _ratio(report.drain, BARE)
+        python = [ratio for name in PYTHON_QUEUES if (ratio := _ratio(report.drain, name)) is not None]
+        row("drain, against BullMQ", "≥ 2×", _ratio(report.drain, BULLMQ), lambda it: it >= 2, "×")
+        fastest = min(python) if len(python) == len(PYTHON_QUEUES) else None
+        row("drain, against the fastest Python queue", "≥ 5×", fastest, lambda it: it >= 5, "×")
+        row("drain, of bare pycurl", "≥ 40 %", bare and bare * 100, lambda it: it >= 40, " %")
+        commands = _median(mine, lambda result: result.commands) if mine else None
+        row("Redis commands per callback", "≤ 1.2", commands, lambda it: it <= 1.2, "")
+    if report.memory is not None:
+        what = f"resident memory, draining {report.memory.count:,}"
+        row(what, "< 120 MiB", report.memory.rss / _MIB, lambda it: it < 120, " MiB")
+    if report.latency is not None:
+        row("RPUSH to the receiver, median", "< 10 ms", report.latency.median, lambda it: it < 10, " ms")
+        row("RPUSH to the receiver, 99th percentile", "< 50 ms", report.latency.p99, lambda it: it < 50, " ms")
+    if report.idle is not None:
+        row("idle, of one core", "< 1 %", report.idle.cpu * 100, lambda it: it < 1, " %")
+        row("idle, Redis commands a second for a queue", "< 5", report.idle.commands, lambda it: it < 5, "")
+    return _table(["", "target", "measured", "met"], rows)
+
+
+def _of(rounds: Rounds, name: str) -> list[Result]:
+    return [result for results in rounds.results for result in results if result.contestant == name]
+
+
+def _median(results: list[Result], figure: Callable[[Result], float]) -> float:
+    return statistics.median(figure(result) for result in results)
+
+
+def _ratio(rounds: Rounds, name: str) -> float | None:
+    """How many times as fast we are: the median of the rounds' own ratios, because machines change their pace."""
+    ratios = []
+    for results in rounds.results:
+        rates = {result.contestant: result.rate for result in results}
+        if OURS in rates and name in rates:
+            ratios.append(rates[OURS] / rates[name])
+    return statistics.median(ratios) if ratios else None
