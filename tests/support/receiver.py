@@ -81,9 +81,9 @@ Behaviour = Answer | Callable[[Seen], Answer] | Script
 class Receiver:
     """Use as a context manager. Everything public may be called from the test's thread."""
 
-    def __init__(self, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.host = host
-        self.port = 0
+        self.port = port
         self.default: Behaviour = Answer()
         self._tls = tls
         self._routes: dict[str, Behaviour] = {}
@@ -102,7 +102,8 @@ class Receiver:
     # --- for the test ------------------------------------------------------------------------
 
     def url(self, path: str = "/", host: str | None = None) -> str:
-        return f"{'https' if self._tls else 'http'}://{host or self.host}:{self.port}{path}"
+        name = host or (f"[{self.host}]" if ":" in self.host else self.host)
+        return f"{'https' if self._tls else 'http'}://{name}:{self.port}{path}"
 
     def on(self, path: str, behaviour: Behaviour) -> str:
         """Answer ``path`` so from now on; returns its URL."""
@@ -213,7 +214,7 @@ class Receiver:
         if asyncio.iscoroutinefunction(behaviour):
             await behaviour(seen, Connection(self, writer))
             return False
-        answer: Any = behaviour if isinstance(behaviour, Answer) else behaviour(seen)  # type: ignore[call-arg, arg-type]
+        answer: Any = behaviour if isinstance(behaviour, Answer) else behaviour(seen)  # type: ignore[call-arg]
         if answer.delay:
             await asyncio.sleep(answer.delay)
         names = {name.lower() for name in answer.headers}
