@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -226,8 +228,8 @@ class Application:
 
     def abandon(self) -> None:
         """Before an exit without a stop: leave no server behind."""
-        if self._embedded is not None:
-            self._embedded.abandon()
+        if self._embedded is not None and self._embedded.pid is not None:
+            os.kill(self._embedded.pid, signal.SIGTERM)
 
 
 async def _flush_once(dispatcher: Dispatcher, arrivals: Arrivals) -> float | None:

@@ -145,8 +145,17 @@ class Schedule:
             return
         at = datetime.now(UTC) + timedelta(seconds=delay)
         if job.interval is None:
+            # A run arms the next before APScheduler has noted its end: more than one instance is allowed there,
+            # and prevented in ``_run``.
             self._scheduler.add_job(
-                self._run, "date", run_date=at, args=[job], id=job.name, name=job.name, replace_existing=True
+                self._run,
+                "date",
+                run_date=at,
+                args=[job],
+                id=job.name,
+                name=job.name,
+                max_instances=100,
+                replace_existing=True,
             )
         else:
             self._scheduler.add_job(

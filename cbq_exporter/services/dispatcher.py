@@ -131,10 +131,8 @@ class Dispatcher:
 
     async def run_once(self) -> FlushReport:
         """Claim and hand over what is due, for a second at most; raises StoreError."""
-        if self._stopping:
-            return FlushReport(leading=self._leading)
         started = self._clock.monotonic()
-        if self._lock_until - started < self._config.lock.ttl / 3:
+        if not self._stopping and self._lock_until - started < self._config.lock.ttl / 3:
             standby = await self._take_lock()
             if standby is not None:
                 return FlushReport(leading=False, look_again_in=standby)
