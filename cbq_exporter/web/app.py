@@ -153,7 +153,8 @@ def accepts_gzip(header: str) -> bool:
 
 def _verdict(good: str, reasons: list[str]) -> web.Response:
     lines = [" ".join(reason.split()) for reason in reasons] or [good]
-    return web.Response(text="\n".join(lines) + "\n", status=503 if reasons else 200)
+    body = ("\n".join(lines) + "\n").encode("utf-8", "replace")
+    return web.Response(body=body, status=503 if reasons else 200, content_type="text/plain", charset="utf-8")
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
