@@ -104,6 +104,17 @@ def _began(pid: int) -> str | None:
     return None if fields is None or fields[0] == "Z" else fields[19]
 
 
+def _cpu_of(pid: int) -> float:
+    """CPU seconds of a process and all its threads, by its CPU clock: /proc knows them to 10 ms only.
+
+    The clock's number is what clock_getcpuclockid(3) gives, which Python does not offer.
+    """
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return 0.0
+
+
 def family(pid: int) -> dict[int, str]:
     """The process and all that descend from it, each with its time of birth in the kernel's ticks."""
     children: dict[int, list[tuple[int, str]]] = {}
@@ -153,13 +164,13 @@ class Sampler:
         if time.monotonic() >= self._next_family:
             self._members = list(family(self._pid))
             self._next_family = time.monotonic() + (_FAMILY_PERIOD if time.monotonic() > self._settled_at else 0.0)
-        at, ticks, pages = time.time(), 0, 0
+        at, cpu, pages = time.time(), 0.0, 0
         for pid in self._members:
             fields = _stat(pid)
             if fields is not None:
-                ticks += sum(map(int, fields[11:15]))  # user and system, of its own and of children it has reaped
+                cpu += _cpu_of(pid) + sum(map(int, fields[13:15])) / _TICKS  # its own, and of children it has reaped
                 pages += int(fields[21])
-        return Sample(at, ticks / _TICKS, pages * _PAGE)
+        return Sample(at, cpu, pages * _PAGE)
 
     @property
     def samples(self) -> Sequence[Sample]:
