@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cbq_exporter.config import example, reference, schema
+from cbq_exporter.metrics import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -14,6 +15,7 @@ DOCUMENTS: Mapping[str, Callable[[], str]] = {
     example.PATH: example.example,
     schema.PATH: schema.schema,
     reference.PATH: reference.markdown,
+    "docs/metrics.md": catalogue.markdown,
 }
 
 
