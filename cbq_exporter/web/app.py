@@ -128,7 +128,7 @@ class _Handlers:
         """Off the event loop, because thousands of series take tens of milliseconds; overlapping scrapes share it."""
         key = (content_type, packed)
         of, task = self._rendering.get(key, (None, None))
-        if of is not snapshot or task is None or task.done():
+        if of is not snapshot or task is None:
             task = asyncio.create_task(asyncio.to_thread(self._render, snapshot, content_type, packed))
             self._rendering[key] = (snapshot, task)
             task.add_done_callback(lambda done: self._forget(key, done))
