@@ -17,7 +17,7 @@ from cbq_exporter.config.places import Finding, Place
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 32  # of lists and mappings within each other
-MAX_VALUES = 100_000  # keys count as values
+MAX_VALUES = 50_000  # keys count as values
 
 _LOADERS: tuple[Any, ...] = (getattr(yaml, "CSafeLoader", yaml.SafeLoader), yaml.SafeLoader)
 
@@ -59,7 +59,7 @@ def read(content: bytes, *, loader: Any = _LOADERS[0]) -> Document:
     if len(content) > MAX_BYTES:
         raise DocumentError(f"more than {MAX_BYTES} bytes")
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DocumentError("bytes that are not UTF-8", 1 + content[: error.start].count(b"\n")) from None
     try:

@@ -69,7 +69,8 @@ def _read(source: Path) -> Document:
 
 def _validated(written: Document, source: Path | None, override: str) -> Config:
     data = _with_redis_url(written.data, override) if override else written.data
-    config, wrong = _try(data)
+    config, details = _try(data)
+    wrong = [_finding(detail, with_hint=count < _MOST_PROBLEMS) for count, detail in enumerate(details)]
     # An alias was read as null; that it is not allowed has been said.
     unread = {finding.place for finding in written.findings}
     found = [*written.findings, *(one for one in wrong if one.place not in unread or one.found != "null")]
@@ -94,22 +95,27 @@ def _with_redis_url(data: Any, url: str) -> Any:
 # --- from pydantic's errors to ours --------------------------------------------------------------
 
 
-def _try(data: Any) -> tuple[Config | None, list[Finding]]:
-    """The configuration, or what is wrong in the fields of ``data``."""
+def _try(data: Any) -> tuple[Config | None, list[Any]]:
+    """The configuration, or pydantic's details of what is wrong in the fields of ``data``."""
     try:
         return Config.model_validate(data, context=WRITTEN), []
     except ValidationError as error:
         details = error.errors(include_url=False)
-    return None, [_finding(detail) for detail in details]
+    # A list whose entries are all wrong is called too short as well.
+    return None, [detail for detail in details if detail["type"] != "too_short" or not detail["input"]]
 
 
-def _finding(detail: Any) -> Finding:
-    place: Place = tuple(part for part in detail["loc"] if part != "[key]")
+def _place(detail: Any) -> Place:
+    return tuple(part for part in detail["loc"] if part != "[key]")
+
+
+def _finding(detail: Any, *, with_hint: bool) -> Finding:
+    place = _place(detail)
     kind, value = detail["type"], detail["input"]
     if kind == WRONG:
         return Finding(place, shown_value(value, place), detail["msg"])
     if kind == "extra_forbidden":
-        return Finding(place, "an unknown key", _hint(place))
+        return Finding(place, "an unknown key", _hint(place) if with_hint else "leave it out")
     key = outline.find(place)
     if key is None:
         allowed = f"a mapping with keys out of: {', '.join(Config.model_fields)}"
@@ -142,10 +148,10 @@ def _usable_part(data: Any) -> Config | None:
     """``data`` with defaults in the place of what is wrong, so that the rest can be judged as well."""
     data = copy.deepcopy(data) if isinstance(data, dict) else {}
     for _ in range(_MOST_ROUNDS):
-        config, wrong = _try(data)
+        config, details = _try(data)
         if config is not None:
             return config
-        holders = [_holder(data, finding.place) for finding in wrong]  # all are found before one is taken out
+        holders = [_holder(data, _place(detail)) for detail in details]  # all are found before one is taken out
         for holder, name in holders:
             holder.pop(name, None)
         _name_all_queues(data)

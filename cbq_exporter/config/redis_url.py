@@ -22,13 +22,13 @@ def trouble(url: str) -> str | None:
         return f"must be a URL such as {EXAMPLES}"
     if not url.isascii() or not url.isprintable() or " " in url:
         return "must be printable ASCII without spaces; percent-encode other characters"
+    if "#" in url:
+        return "must not contain '#'; in a password write it as %23"
+    if "," in re.split("[/?]", url.partition("://")[2])[0].rpartition("@")[2]:
+        return "names several hosts; sentinel and cluster are not available yet in this version"
     parts = _split(url)
     if parts is None:
         return f"host or port is not valid; must be a URL such as {EXAMPLES}"
-    if parts.fragment or "#" in url:
-        return "must not contain '#'; in a password write it as %23"
-    if "," in parts.netloc.rpartition("@")[2]:
-        return "names several hosts; sentinel and cluster are not available yet in this version"
     return _place_trouble(parts) or _option_trouble(parts)
 
 
