@@ -1,0 +1,68 @@
+"""A Redis URL that is accepted can be used, and one that is refused says why without quoting it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis.connection import parse_url
+
+from cbq_exporter.config import redis_url
+
+pieces = st.sampled_from(
+    [
+        *("redis://", "rediss://", "unix://", "REDIS://", "redis:", "u", "u:p@", ":p%2F@", "@", "host", "127.0.0.1"),
+        *("[::1]", ":6379", ":0", ":99999", "/", "/0", "/run/s.sock", "?", "db=1", "&", "db=x", "password=p", "ssl=1"),
+        *("ssl_cert_reqs=none", "#", ",", "%", "%zz", " ", "é", "[", "]", "\t"),
+    ]
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(pieces, max_size=7).map("".join))
+def test_the_client_library_reads_what_is_accepted(url: str) -> None:
+    if redis_url.trouble(url) is None:
+        parse_url(url)  # type: ignore[no-untyped-call]
+        assert redis_url.trouble(redis_url.redacted(url)) is None
+    else:
+        redis_url.redacted(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://host",
+        "redis://host:6379/15",
+        "redis://user:p%2Fw@host/0?client_name=x",
+        "rediss://host:6380?ssl_ca_certs=/etc/ca.pem",
+        "unix:///run/redis.sock?db=3",
+        "unix://user:pw@/run/redis.sock",
+    ],
+)
+def test_accepted(url: str) -> None:
+    assert redis_url.trouble(url) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("", "must be a URL such as"),
+        ("localhost:6379", "must be a URL such as"),
+        ("REDIS://host", "must be a URL such as"),
+        ("redis+sentinel://host", "sentinel and cluster are not available yet"),
+        ("redis://a:1,b:2/0", "names several hosts"),
+        ("redis:///0", "must name a host"),
+        ("redis://host:port", "host or port is not valid"),
+        ("redis://host:0", "host or port is not valid"),
+        ("redis://host/zero", "after the host comes the database's number"),
+        ("redis://:a#b@host", "must not contain '#'"),
+        ("redis://:a b@host", "must be printable ASCII without spaces"),
+        ("redis://host?retry=9", "after '?' only these options are known"),
+        ("redis://host?ssl_cert_reqs=none", "after '?' only these options are known"),
+        ("redis://host?db=", "the option db must be a database's number"),
+        ("unix://run/redis.sock", "a unix socket needs three slashes"),
+        ("unix:///", "must name the socket"),
+    ],
+)
+def test_refused(url: str, why: str) -> None:
+    assert str(redis_url.trouble(url)).startswith(why)

