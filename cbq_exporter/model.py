@@ -168,6 +168,14 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class LockState:
+    """The send lock after a try to take it. ``ttl`` is the seconds until it expires; None where it never does."""
+
+    ours: bool
+    ttl: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """What waits to be claimed, as the flush decision sees it. Times are epoch seconds; ``at`` is the store's.
 
@@ -193,6 +201,11 @@ class Recovery:
     @property
     def total(self) -> int:
         return self.returned + self.dead
+
+    def __add__(self, other: Recovery) -> Recovery:
+        return Recovery(
+            self.returned + other.returned, self.dead + other.dead, self.leases_dropped + other.leases_dropped
+        )
 
 
 @dataclass(frozen=True, slots=True)

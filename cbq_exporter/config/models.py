@@ -241,7 +241,7 @@ class DeliveryConfig(Section):
         64 * KIB, description="An answer is read up to here; the rest is ignored."
     )
     max_request_bytes: Annotated[int, kinds.size(1, GIB)] = Field(
-        16 * MIB, description="A callback with a larger body is not sent: it goes to the dead letters."
+        8 * MIB, description="A callback with a larger body is not sent: it goes to the dead letters."
     )
     user_agent: Annotated[str, kinds.header_value()] | None = Field(
         None, description="The User-Agent header. Null: the program's name and version."

@@ -179,11 +179,10 @@ class Engine:
 
     def _run(self, around: Surroundings) -> None:
         troubles = 0
-        while True:
+        while not self._stopping:
             try:
                 self._multi = self._new_multi()
                 self._turn_until_stopped(around)
-                break
             except Exception as trouble:
                 log.exception("the delivery engine starts over after an error of its own")
                 self._abort(around, FailureKind.LOCAL, f"the sending engine failed: {one_line(trouble)}")
@@ -204,8 +203,10 @@ class Engine:
 
     def _turn_until_stopped(self, around: Surroundings) -> None:
         multi, poller = self._multi, around.poller
-        while not self._stopping:
+        while True:
             self._take_inbox(poller)
+            if False:
+                return
             if self._waiting:
                 self._start_waiting(around)
             multi.perform()

@@ -21,6 +21,7 @@ SAMPLE_BYTES = 1024
 _RELEASE_BODY_OVER = 16 * 1024
 _LARGE_BODY = 16 * 1024  # libcurl sends less than this with one call
 _QUIET_ROUNDS = 2
+_LINES_KEPT = 8  # a line may have 100 KiB
 _CONNECT_FAILED, _TIMED_OUT = 7, 28
 
 
@@ -43,7 +44,7 @@ class Slot:
         "_around",
         "_connect_timeout",
         "_headers",
-        "_last_line",
+        "_lines",
         "_quiet",
         "_sent",
         "_timeout",
@@ -64,7 +65,7 @@ class Slot:
         self._url = ""
         self._headers: list[str] | None = None
         self._timeout = self._connect_timeout = 0.0
-        self._last_line: deque[bytes] = deque(maxlen=1)
+        self._lines: deque[bytes] = deque(maxlen=_LINES_KEPT)
         self._sent = self._quiet = 0
         self.request: Any = None
         self.resolving = False
@@ -75,6 +76,7 @@ class Slot:
             (pycurl.PROXY, ""),
             (pycurl.NOPROXY, "*"),
             (pycurl.FOLLOWLOCATION, 0),
+            # pycurl has no PROTOCOLS_STR as of 7.49; libcurl will keep these two as long as its API is version 4.
             (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
             (pycurl.REDIR_PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
             (pycurl.POST, 1),
@@ -85,7 +87,7 @@ class Slot:
             (pycurl.TCP_KEEPALIVE, 1),
             (pycurl.DNS_CACHE_TIMEOUT, 60),
             (pycurl.MAXREDIRS, 0),
-            (pycurl.HEADERFUNCTION, self._last_line.append),
+            (pycurl.HEADERFUNCTION, self._lines.append),
             (pycurl.WRITEFUNCTION, self._on_body),
             (pycurl.OPENSOCKETFUNCTION, self._on_open),
             (pycurl.SOCKOPTFUNCTION, self._on_socket),
@@ -104,8 +106,9 @@ class Slot:
             curl.setopt(pycurl.URL, request.url)
             self._url = request.url
         if request.headers != self._headers:
-            if not "".join(request.headers).isprintable():
-                raise ValueError("a header contains a control character")
+            text = "".join(request.headers)
+            if not (text.isascii() and text.replace("\t", " ").isprintable()):
+                raise ValueError("a header contains a character that is not printable ASCII")
             self._headers = None
             curl.setopt(pycurl.HTTPHEADER, [*request.headers, "Expect:"])
             self._headers = list(request.headers)
@@ -130,7 +133,7 @@ class Slot:
         room is an edge) or all is sent. Not moving is believed the second time: the first call may have
         emptied libcurl's own buffer only.
         """
-        sent = int(self.curl.getinfo(pycurl.SIZE_UPLOAD))
+        sent = self.curl.getinfo(pycurl.SIZE_UPLOAD_T)
         self._quiet = 0 if sent != self._sent else self._quiet + 1
         self._sent = sent
         return self._quiet < _QUIET_ROUNDS
@@ -177,8 +180,15 @@ class Slot:
         return Exchange(self.request.tag, 0, kind, None, b"", detail, duration, never_left)
 
     def _headers_were_whole(self) -> bool:
-        """Only to be asked where a status came: the last line is that of the answer before, else."""
-        return self.received > 0 or (bool(self._last_line) and self._last_line[0] in (b"\r\n", b"\n"))
+        """Whether the empty line after the last status line came. Trailers may have followed it."""
+        if self.received > 0:
+            return True
+        for line in reversed(self._lines):
+            if line in (b"\r\n", b"\n"):
+                return True
+            if line.startswith(b"HTTP/"):
+                return False
+        return False
 
     def _succeeded(self, status: int) -> Exchange:
         return Exchange(self.request.tag, status, None, None, b"", "", self.curl.getinfo(pycurl.TOTAL_TIME))
@@ -216,6 +226,7 @@ class Slot:
         if len(self.request.body) > _RELEASE_BODY_OVER:
             self.curl.setopt(pycurl.POSTFIELDS, b"")
         self.request = None
+        self._lines.clear()
         if self.resolving:
             self._settle_resolving()
         if self.received or self.opened or self.blocked or self.local:

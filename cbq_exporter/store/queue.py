@@ -7,14 +7,17 @@ StoreMisuse (a key holds a foreign type, a permission is missing).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TypeVar
 
 from cbq_exporter import item
 from cbq_exporter.model import (
     Claim,
+    Claimed,
     Dead,
     DeadLetter,
     Delivered,
+    LockState,
     PutBack,
     Recovery,
     Retry,
@@ -29,11 +32,18 @@ from cbq_exporter.store.keys import QueueKeys
 STATS_TTL = 86_400  # seconds after the last change, as existing tools expect
 LAST_SEND_TTL = 60  # seconds, as existing tools expect
 
-# One script may hold the server up for as long as it runs: so many callbacks and bytes at most.
-_MOST_ITEMS = 500
-_MOST_BYTES = 8 * 1024 * 1024
+# Nobody else is served while a script runs: each ends within 5 ms, unless a single payload takes longer.
+_MOST_ITEMS = 500  # callbacks
+_MOST_BYTES = 4 * 1024 * 1024  # of payloads
+_MOST_HASHED_BYTES = 2 * 1024 * 1024  # the same, where the script computes their SHA-1
+_MOST_STEPS = 100_000  # elements of processing to walk over
+
 _PAGE_BYTES = 1024 * 1024
-_MOST_LEASES = 10_000
+_PAGE_ITEMS = 2000
+_MOST_LEASES = 10_000  # expired ones, in one look
+_SWEEP_PAGES = 100  # in one sweep
+
+T = TypeVar("T")
 
 _SETTLED = {0: Settled.FENCED, 1: Settled.DONE, 2: Settled.MISSING}
 
@@ -45,14 +55,14 @@ class Queue:
         self.keys = keys
         self.lock_value = lock_value
         self._connections = connections
-        self._typical_bytes = 4096.0  # a claimed payload's size, as seen lately
+        self._swept_to = {keys.records: 0, keys.payloads: 0}  # cursors
 
     # --- the send lock -----------------------------------------------------------------------
 
-    async def keep_lock(self, ttl: float) -> bool:
-        """Take the lock where it is free, prolong it where it is ours; ``ttl`` in seconds. Says whether it is ours."""
-        answer = await self._connections.run_named("lock_keep", [self.keys.lock], [self.lock_value, _ms(ttl)])
-        return bool(answer == 1)
+    async def keep_lock(self, ttl: float) -> LockState:
+        """Take the lock where it is free, prolong it where it is ours; ``ttl`` in seconds."""
+        ours, left = await self._connections.run_named("lock_keep", [self.keys.lock], [self.lock_value, _ms(ttl)])
+        return LockState(ours == 1, left / 1000 if left >= 0 else None)
 
     async def free_lock(self) -> bool:
         """Free the lock only where it is still ours; says whether it was."""
@@ -91,6 +101,7 @@ class Queue:
         write to the server all the same, and for the lock's holder only.
         """
         k = self.keys
+        seconds = max(seconds, 0.01)  # to the server, 0 is for ever
         head = await self._connections.wait(seconds, "BLMOVE", k.pending, k.pending, "LEFT", "LEFT", seconds)
         return head is not None
 
@@ -99,10 +110,11 @@ class Queue:
     ) -> Claim | None:
         """Take up to ``count`` callbacks under a lease of ``lease`` seconds; None where the lock is not ours.
 
-        Due retries come first. At most ``max_bytes`` are taken, but always at least one callback.
+        At most ``max_bytes`` are taken, but always at least one callback, and never more than one script may
+        take: where fewer came than wait, claim again. Due retries go first at every other claim, pending
+        callbacks at the others; ``from_pending`` bounds the latter.
         """
         k = self.keys
-        first_page = max(1, min(count, int(_PAGE_BYTES / self._typical_bytes)))
         answer = await self._connections.run_named(
             "claim",
             [
@@ -120,31 +132,29 @@ class Queue:
             [
                 self.lock_value,
                 _ms(lock_ttl),
-                count,
-                max_bytes,
+                min(count, _MOST_ITEMS),
+                min(max_bytes, _MOST_HASHED_BYTES),
                 _ms(lease),
                 count if from_pending is None else from_pending,
                 LAST_SEND_TTL,
-                first_page,
             ],
         )
         if answer[0] == 0:
             return None
         _, now_ms, left, next_due, from_retry = answer[:5]
         items = tuple(records.claimed(answer[i], answer[i + 1]) for i in range(5, len(answer), 2))
-        if items:
-            mean = sum(len(one.payload) for one in items) / len(items)
-            self._typical_bytes += (mean - self._typical_bytes) / 2
         return Claim(now_ms, items, from_retry, left, next_due if next_due >= 0 else None)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """End claims. Repeating a call that ended with StoreUnavailable is safe: what was settled by it is
-        answered FENCED the second time.
+        answered FENCED the second time. Of those put back, each goes in front of the one before.
 
-        Only what fits one script is settled: the answer may be shorter than ``settlements``.
+        Only what fits one script is settled: the answer may be shorter than ``settlements``, but is never empty.
         """
+        if not settlements:
+            return []
         k = self.keys
-        args: list[str | bytes | int] = [STATS_TTL]
+        args: list[str | bytes | int] = [STATS_TTL, _MOST_STEPS]
         size = 0
         for number, settlement in enumerate(settlements):
             size += len(settlement.claimed.payload)
@@ -169,6 +179,19 @@ class Queue:
         )
         return [_SETTLED[code] for code in answer]
 
+    async def put_back(self, claims: Sequence[Claimed]) -> int:
+        """Return claimed callbacks unsent to the head of pending, in the given order; returns how many went.
+
+        One that is not ours any more stays where it is.
+        """
+        returned = 0
+        last_first = [Settlement(claim, PutBack()) for claim in reversed(claims)]
+        while last_first:
+            settled = await self.settle(last_first)
+            returned += settled.count(Settled.DONE)
+            del last_first[: len(settled)]
+        return returned
+
     async def extend(self, leases: Sequence[str], lease: float) -> list[bool]:
         """Set the deadlines of leases to ``lease`` seconds from now; False for each that is not held any more."""
         held: list[bool] = []
@@ -191,38 +214,42 @@ class Queue:
         expired = await self._connections.read("ZRANGEBYSCORE", k.leases, "-inf", now_ms, "LIMIT", 0, _MOST_LEASES)
         if not expired:
             return Recovery()
+        leases = [raw.decode("ascii", "replace") for raw in expired]
         wanted: dict[str, list[str]] = {}
-        for raw in expired:
-            lease = raw.decode("ascii", "replace")
-            if lease.count("|") == 4:
-                wanted.setdefault(records.fingerprint_of(lease), []).append(lease)
-        total = Recovery()
+        for lease in filter(records.is_lease, leases):
+            wanted.setdefault(records.fingerprint_of(lease), []).append(lease)
+        # What is no lease belongs to no callback.
+        total = await self._recover([(lease, None) for lease in leases if not records.is_lease(lease)], 0, 0)
+        walked = 0
         async for page in self._pages_from_the_tail():
-            found = []
+            walked += len(page)
+            found: list[tuple[str, bytes | None]] = []
             for payload in reversed(page):
-                leases = wanted.get(_sha1(payload))
-                if leases:
-                    found.append((leases.pop(), payload))
-            found.reverse()
-            total = await self._recover(found, max_recoveries, total)
+                candidates = wanted.get(_sha1(payload))
+                if candidates:
+                    found.append((candidates.pop(), payload))
+            total += await self._recover(found, max_recoveries, walked - total.total)
             if not any(wanted.values()):
                 return total
-        lost = [(lease, b"") for leases in wanted.values() for lease in leases]
-        return await self._recover(lost, max_recoveries, total)
+        lost = [(lease, None) for candidates in wanted.values() for lease in candidates]
+        return total + await self._recover(lost, max_recoveries, 0)
 
-    async def _recover(self, found: list[tuple[str, bytes]], max_recoveries: int, total: Recovery) -> Recovery:
+    async def _recover(self, found: Sequence[tuple[str, bytes | None]], max_recoveries: int, steps: int) -> Recovery:
+        """``found`` are leases and their payloads, the last of processing first; None: there is no such callback.
+
+        None of them stands more than ``steps`` elements from the tail.
+        """
         k = self.keys
-        # The last of processing goes first: each batch is pushed in front of the one before.
-        for batch in reversed(list(_batches(found))):
+        total = Recovery()
+        most = max(1, min(_MOST_ITEMS, _MOST_STEPS // max(1, 2 * steps)))
+        for batch in _batches(found, lambda pair: len(pair[1] or b""), most):
             args: list[str | bytes | int] = [max_recoveries]
             for lease, payload in batch:
-                args += [lease, payload, records.of_poison(lease, payload) if payload else b""]
+                args += [lease, payload or b"", b"" if payload is None else records.of_poison(lease, payload)]
             codes = await self._connections.run_named(
                 "recover", [k.leases, k.processing, k.pending, k.dead, k.records, k.payloads, k.returned], args
             )
-            total = Recovery(
-                total.returned + codes.count(1), total.dead + codes.count(2), total.leases_dropped + codes.count(3)
-            )
+            total += Recovery(codes.count(1), codes.count(2), codes.count(3))
         return total
 
     async def _pages_from_the_tail(self) -> AsyncIterator[list[bytes]]:
@@ -235,16 +262,16 @@ class Queue:
             end = start
             if page:
                 mean = max(1, sum(map(len, page)) // len(page))
-                size = max(1, min(2000, _PAGE_BYTES // mean, size * 4))
+                size = max(1, min(_PAGE_ITEMS, _PAGE_BYTES // mean, size * 4))
 
     # --- producing ---------------------------------------------------------------------------
 
     async def enqueue(self, payloads: Sequence[bytes]) -> int:
         """Append payloads, counted as the existing producers count; returns the length of pending."""
         length = 0
-        for batch in _batches([("", payload) for payload in payloads], most_items=1000):
+        for batch in _batches(payloads, len, 2 * _MOST_ITEMS):
             length = await self._connections.run_named(
-                "enqueue", [self.keys.pending, self.keys.stats_queued], [STATS_TTL, *(payload for _, payload in batch)]
+                "enqueue", [self.keys.pending, self.keys.stats_queued], [STATS_TTL, *batch]
             )
         return length
 
@@ -286,11 +313,14 @@ class Queue:
     async def dead_retry(self, ids: Sequence[str]) -> int:
         """Move letters to the tail of pending, with a clean record; returns how many were still there."""
         k = self.keys
-        moved = 0
-        for chunk in _chunks(ids, 50):
-            moved += await self._connections.run_named(
-                "dead_retry", [k.dead, k.records, k.payloads, k.pending, k.returned], chunk
+        moved = looked_at = 0
+        while looked_at < len(ids):
+            chunk = ids[looked_at : looked_at + _MOST_ITEMS]
+            looked, count = await self._connections.run_named(
+                "dead_retry", [k.dead, k.records, k.payloads, k.pending, k.returned], [_MOST_HASHED_BYTES, *chunk]
             )
+            looked_at += looked
+            moved += count
         return moved
 
     async def dead_purge(self, ids: Sequence[str]) -> int:
@@ -301,7 +331,50 @@ class Queue:
             purged += await self._connections.run_named("dead_purge", [k.dead, k.records, k.payloads], chunk)
         return purged
 
+    async def trim_dead(self, max_count: int, max_age: float, batch: int = _MOST_ITEMS) -> int:
+        """Delete the oldest letters beyond ``max_count``, and those that died more than ``max_age`` seconds ago.
+
+        At most ``batch`` in one call; returns how many.
+        """
+        k = self.keys
+        arguments = [max_count, _ms(max_age), batch]
+        return int(await self._connections.run_named("dead_trim", [k.dead, k.records, k.payloads], arguments))
+
     # --- upkeep ------------------------------------------------------------------------------
+
+    async def sweep(self) -> int:
+        """Delete records and payloads of callbacks that are neither in retry nor dead; returns of how many.
+
+        Only what others delete of our keys leaves such behind: where the counts agree, it costs one round
+        trip. Where they do not, a bounded part is looked at, and the next call goes on from there. (Leases
+        without a callback end in ``recover_expired``.)
+        """
+        k = self.keys
+        counts = await self._connections.read_many(
+            [("ZCARD", k.retry), ("ZCARD", k.dead), ("HLEN", k.records), ("HLEN", k.payloads)]
+        )
+        for count in counts:
+            if isinstance(count, Exception):
+                raise count
+        entries = counts[0] + counts[1]
+        swept = 0
+        # Records first: they are small, and as a rule there is one for each payload.
+        for key, count, page_size in ((k.records, counts[2], 500), (k.payloads, counts[3], 16)):
+            if count - swept > entries:
+                swept += await self._sweep(key, page_size)
+        return swept
+
+    async def _sweep(self, key: str, page_size: int) -> int:
+        k = self.keys
+        swept = 0
+        for _ in range(_SWEEP_PAGES):
+            cursor, fields = await self._connections.read("HSCAN", key, self._swept_to[key], "COUNT", page_size)
+            self._swept_to[key] = int(cursor)
+            for chunk in _chunks(fields[::2], _MOST_ITEMS):
+                swept += await self._connections.run_named("sweep", [k.retry, k.dead, k.records, k.payloads], chunk)
+            if self._swept_to[key] == 0:
+                break
+        return swept
 
     async def store_now_ms(self) -> int:
         """The store's clock, in milliseconds since the epoch."""
@@ -341,22 +414,21 @@ def _settle_args(settlement: Settlement) -> list[str | bytes | int]:
             return [claim.lease, claim.payload, kind, 0, records.of_settlement(settlement, outcome)]
 
 
-def _chunks(values: Sequence[str], most: int) -> Iterator[Sequence[str]]:
+def _chunks(values: Sequence[T], most: int) -> Iterator[Sequence[T]]:
     for first in range(0, len(values), most):
         yield values[first : first + most]
 
 
-def _batches(pairs: Iterable[tuple[str, bytes]], most_items: int = 100) -> Iterator[list[tuple[str, bytes]]]:
-    batch: list[tuple[str, bytes]] = []
-    size = 0
-    for pair in pairs:
-        if batch and (len(batch) >= most_items or size + len(pair[1]) > _MOST_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(pair)
-        size += len(pair[1])
-    if batch:
-        yield batch
+def _batches(values: Sequence[T], size_of: Callable[[T], int], most: int) -> Iterator[Sequence[T]]:
+    """Runs of ``values`` that fit one script; one that is too large for any stands alone."""
+    first = size = 0
+    for position, value in enumerate(values):
+        size += size_of(value)
+        if position > first and (position - first >= most or size > _MOST_BYTES):
+            yield values[first:position]
+            first, size = position, size_of(value)
+    if values:
+        yield values[first:]
 
 
 def _ms(seconds: float) -> int:

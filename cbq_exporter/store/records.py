@@ -6,6 +6,7 @@ A lease says all about its claim, so that claiming writes one sorted set and no 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -18,6 +19,13 @@ _MAX_URL = 8192
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
+
+
+_LEASE = re.compile(r"[0-9]{13}-[0-9]+-[0-9]+\|[0-9a-f]{40}\|[0-9]+\|[0-9]+\|[0-9]+")
+
+
+def is_lease(text: str) -> bool:
+    return _LEASE.fullmatch(text) is not None
 
 
 def claimed(lease: bytes, payload: bytes) -> Claimed:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -57,9 +58,18 @@ class Answer:
 class Connection:
     """What a script may do: write bytes, wait for the gate, and close by returning."""
 
-    def __init__(self, receiver: Receiver, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, receiver: Receiver, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._receiver = receiver
+        self._reader = reader
         self._writer = writer
+
+    async def head(self) -> str:
+        """Request line and headers; only for a ``RawScript``."""
+        return (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+
+    async def read(self, count: int) -> bytes:
+        """At most ``count`` bytes; none at the end. Only for a ``RawScript``."""
+        return await self._reader.read(count)
 
     async def write(self, data: bytes) -> None:
         self._writer.write(data)
@@ -75,17 +85,30 @@ class Connection:
 
 
 Script = Callable[[Seen, Connection], Awaitable[None]]
+RawScript = Callable[[Connection], Awaitable[None]]
 Behaviour = Answer | Callable[[Seen], Answer] | Script
 
 
 class Receiver:
-    """Use as a context manager. Everything public may be called from the test's thread."""
+    """Use as a context manager. Everything public may be called from the test's thread.
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+    ``raw`` has each connection from its first byte, with as little buffered as the system allows: the requests
+    are then not recorded.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        raw: RawScript | None = None,
+    ) -> None:
         self.host = host
         self.port = port
         self.default: Behaviour = Answer()
         self._tls = tls
+        self._raw = raw
         self._routes: dict[str, Behaviour] = {}
         self._seen: list[Seen] = []
         self._changed = threading.Condition()
@@ -161,9 +184,12 @@ class Receiver:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.set_exception_handler(lambda *_: None)  # a peer that hangs up is no news here
+        limit = 1 << 14 if self._raw else 1 << 22
         server = self._loop.run_until_complete(
-            asyncio.start_server(self._serve, self.host, self.port, ssl=self._tls, backlog=_BACKLOG, limit=1 << 22)
+            asyncio.start_server(self._serve, self.host, self.port, ssl=self._tls, backlog=_BACKLOG, limit=limit)
         )
+        if self._raw:
+            server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         self._loop.run_forever()
@@ -186,6 +212,9 @@ class Receiver:
         self._readers[writer] = reader
         self._count(1)
         try:
+            if self._raw:
+                await self._raw(Connection(self, reader, writer))
+                return
             while await self._exchange(reader, writer):
                 pass
         except (OSError, EOFError, asyncio.LimitOverrunError, ssl.SSLError):
@@ -212,7 +241,7 @@ class Receiver:
             self._changed.notify_all()
         behaviour = self._routes.get(seen.path.partition("?")[0], self.default)
         if asyncio.iscoroutinefunction(behaviour):
-            await behaviour(seen, Connection(self, writer))
+            await behaviour(seen, Connection(self, reader, writer))
             return False
         answer: Any = behaviour if isinstance(behaviour, Answer) else behaviour(seen)  # type: ignore[call-arg]
         if answer.delay:
@@ -351,6 +380,45 @@ def busy(seconds: float, *, as_date: bool = False, status: int = 503) -> Answer:
     """Too busy; ``Retry-After`` in seconds or as an HTTP date."""
     after = formatdate(time.time() + seconds, usegmt=True) if as_date else str(round(seconds))
     return Answer(status, {"Retry-After": after}, b"busy")
+
+
+# --- raw scripts --------------------------------------------------------------------------------
+
+
+async def read_slowly(connection: Connection) -> None:
+    """Takes the body in 16 KiB pieces with a pause between them, and rests in the middle until the gate is open."""
+    left = length = _length(await connection.head())
+    while left:
+        data = await connection.read(min(left, 1 << 14))
+        if not data:
+            return
+        left -= len(data)
+        await asyncio.sleep(0.001)
+        if left < length // 2:
+            await connection.gate()
+    await connection.write(b"HTTP/1.1 200 OK\r\nX-Length: %d\r\nContent-Length: 0\r\n\r\n" % length)
+
+
+async def never_read(connection: Connection) -> None:
+    """Reads the headers and nothing of the body."""
+    await connection.head()
+    await connection.gate()
+
+
+async def refuse_early(connection: Connection) -> None:
+    """Answers 413 as soon as the headers are there, and takes no more than what comes meanwhile."""
+    await connection.head()
+    await connection.write(b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 5\r\n\r\nlarge")
+    for _ in range(8):
+        await connection.read(1 << 14)
+
+
+def _length(head: str) -> int:
+    for line in head.split("\r\n"):
+        name, _, value = line.partition(":")
+        if name.lower() == "content-length":
+            return int(value)
+    return 0
 
 
 # --- TLS ----------------------------------------------------------------------------------------

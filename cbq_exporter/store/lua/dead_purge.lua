@@ -8,8 +8,8 @@ local dead, records, payloads = KEYS[1], KEYS[2], KEYS[3]
 local purged = 0
 for _, id in ipairs(ARGV) do
   if redis.call('ZREM', dead, id) == 1 then
-    redis.call('HDEL', records, id)
     redis.call('HDEL', payloads, id)
+    redis.call('HDEL', records, id)
     purged = purged + 1
   end
 end

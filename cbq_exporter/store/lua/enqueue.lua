@@ -7,9 +7,11 @@ local pending, stats_queued = KEYS[1], KEYS[2]
 local stats_ttl = ARGV[1]
 
 local length = 0
-for first = 2, #ARGV, 1000 do
-  length = redis.call('RPUSH', pending, unpack(ARGV, first, math.min(first + 999, #ARGV)))
+for from = 2, #ARGV, 1000 do
+  length = redis.call('RPUSH', pending, unpack(ARGV, from, math.min(from + 999, #ARGV)))
 end
-redis.call('INCRBY', stats_queued, #ARGV - 1)
-redis.call('EXPIRE', stats_queued, stats_ttl)
+-- What is wrong with a statistic does not undo what was accepted: an error would have it sent again.
+if type(redis.pcall('INCRBY', stats_queued, #ARGV - 1)) == 'number' then
+  redis.call('EXPIRE', stats_queued, stats_ttl)
+end
 return length

@@ -9,17 +9,9 @@ local time = redis.call('TIME')
 local deadline = time[1] * 1000 + math.floor(time[2] / 1000) + lease_ms
 
 local result = {}
-for first = 2, #ARGV, 1000 do
-  local last = math.min(first + 999, #ARGV)
-  local pairs_ = {}
-  for i, score in ipairs(redis.call('ZMSCORE', leases, unpack(ARGV, first, last))) do
-    local at = first + i - 1
-    result[at - 1] = score and 1 or 0
-    if score then
-      pairs_[#pairs_ + 1] = deadline
-      pairs_[#pairs_ + 1] = ARGV[at]
-    end
-  end
-  if #pairs_ > 0 then redis.call('ZADD', leases, unpack(pairs_)) end
+for i = 2, #ARGV do
+  local held = redis.call('ZSCORE', leases, ARGV[i])
+  if held then redis.call('ZADD', leases, 'XX', deadline, ARGV[i]) end
+  result[i - 1] = held and 1 or 0
 end
 return result

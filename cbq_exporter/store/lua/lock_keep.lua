@@ -2,16 +2,12 @@
 --
 -- KEYS  1 lock
 -- ARGV  1 our value  2 TTL, ms
--- Returns 1 ours now | 0 somebody else's
+-- Returns {1 ours now | 0 somebody else's, its TTL in ms or -1 where it has none}
 local lock, value, ttl = KEYS[1], ARGV[1], ARGV[2]
 
 local current = redis.call('GET', lock)
-if current == value then
-  redis.call('PEXPIRE', lock, ttl)
-  return 1
+if current and current ~= value then
+  return {0, redis.call('PTTL', lock)}
 end
-if not current then
-  redis.call('SET', lock, value, 'PX', ttl)
-  return 1
-end
-return 0
+redis.call('SET', lock, value, 'PX', ttl)
+return {1, tonumber(ttl)}

@@ -1,43 +1,55 @@
 -- Bring callbacks whose lease has run out back to the head of pending, or to the dead letters after too many.
 --
 -- KEYS  1 leases  2 processing  3 pending  4 dead  5 records  6 payloads  7 returned
--- ARGV  1 most recoveries; then three for each callback, in the order of processing:
---       lease, payload ('' where the whole of processing holds no such callback), record for a dead letter
+-- ARGV  1 most recoveries; then three for each callback, the last of processing first:
+--       lease, payload, record for a dead letter ('' where all of processing holds no such callback)
 -- Returns for each callback 0 left alone: the lease is gone, extended or not yet over | 1 back in pending
 --         | 2 dead | 3 only the lease went: there was no such callback
+--
+-- The lease ends first, then the new place is written, then the old one cleared, as in settle. The search
+-- begins at the tail, where the caller's walk began: of equal callbacks the one that it saw is taken.
 local leases, processing, pending, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local records, payloads, returned = KEYS[5], KEYS[6], KEYS[7]
 local max_recoveries = tonumber(ARGV[1])
 local n = (#ARGV - 1) / 3
 
+-- A foreign type at one of the keys ends the script here, before anything is written.
+redis.call('LLEN', processing)
+redis.call('LLEN', pending)
+redis.call('ZCARD', dead)
+redis.call('HLEN', records)
+redis.call('HLEN', payloads)
+redis.call('HLEN', returned)
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local result = {}
-for i = n, 1, -1 do
+for i = 1, n do
   local at = 3 * i - 2
-  local lease, payload = ARGV[at + 1], ARGV[at + 2]
+  local lease, payload, record = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local deadline = redis.call('ZSCORE', leases, lease)
   if not deadline or tonumber(deadline) > now then
     result[i] = 0
-  elseif payload == '' or not redis.call('LPOS', processing, payload) then
-    redis.call('ZREM', leases, lease)
-    result[i] = 3
   else
-    local id, fp, attempts, recoveries, first = string.match(lease, '^([^|]+)|(%x+)|(%d+)|(%d+)|(%d+)$')
-    recoveries = tonumber(recoveries) + 1
-    if recoveries > max_recoveries then
-      redis.call('HSET', payloads, id, payload)
-      redis.call('HSET', records, id, ARGV[at + 3])
-      redis.call('ZADD', dead, now, id)
-      result[i] = 2
-    else
-      redis.call('LPUSH', pending, payload)
-      redis.call('HSET', returned, fp, string.format('%d|%d|%s|%d', attempts, recoveries, first, now))
-      result[i] = 1
-    end
-    redis.call('LREM', processing, 1, payload)
     redis.call('ZREM', leases, lease)
+    if record == '' or not redis.call('LPOS', processing, payload, 'RANK', -1) then
+      result[i] = 3
+    else
+      local id, fp, attempts, recoveries, first = string.match(lease, '^([^|]+)|(%x+)|(%d+)|(%d+)|(%d+)$')
+      recoveries = tonumber(recoveries) + 1
+      if recoveries > max_recoveries then
+        redis.call('HSET', records, id, record)
+        redis.call('HSET', payloads, id, payload)
+        redis.call('ZADD', dead, now, id)
+        result[i] = 2
+      else
+        redis.call('LPUSH', pending, payload)
+        redis.call('HSET', returned, fp, string.format('%d|%d|%s|%d', attempts, recoveries, first, now))
+        result[i] = 1
+      end
+      redis.call('LREM', processing, -1, payload)
+    end
   end
 end
 return result
