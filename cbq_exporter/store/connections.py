@@ -55,8 +55,9 @@ _MISUSE = (
         "a key of this queue holds another type: rename or delete that key, or choose another prefix",
     ),
     ("NOPERM", "permission", "the user of redis.url lacks a permission"),
-    ("No permission", "permission", "the user of redis.url lacks a permission"),  # in a script, before Redis 7
-    ("can't run this command or subcommand", "permission", "the user of redis.url lacks a permission"),  # likewise
+    ("No permission", "permission", "the user of redis.url lacks a permission"),
+    ("ACL failure", "permission", "the user of redis.url lacks a permission"),  # in a script of Valkey's
+    ("The user executing the script can't", "permission", "the user of redis.url lacks a permission"),  # of Redis's
     ("MOVED", "cluster", "it is a cluster, which is not available yet in this version"),
     ("CROSSSLOT", "crossslot", "the keys of one queue must share a hash tag"),
     ("unknown command", "unsupported", "the server is too old: Redis 6.2 or Valkey 7.2 is needed"),
@@ -75,6 +76,8 @@ ERROR_KINDS = (
 
 def translate(error: BaseException, where: str) -> StoreError:
     """The driver's ``error`` as one of ours; ``where`` is the server's address, without a password."""
+    if type(error) is driver.ConnectionError and isinstance(error.__cause__, driver.RedisError):
+        error = error.__cause__  # the greeting on a unix socket was refused
     text = _said(error)
     if isinstance(error, driver.AuthenticationError | driver.AuthorizationError) or _has("NOAUTH", text):
         return StoreUnavailable(f"Redis at {where} refuses the login: {text}: check redis.url", kind="auth")
