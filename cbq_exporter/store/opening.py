@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from cbq_exporter.config import redis_url
 from cbq_exporter.config.models import Config, QueueConfig
-from cbq_exporter.store import embedded
 from cbq_exporter.store.connections import Connections
+from cbq_exporter.store.embedded import COMMAND, EmbeddedServer, holder
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.queue import Queue
 from cbq_exporter.store.reader import Reader, Source
@@ -79,12 +79,12 @@ async def _server_for(config: Config) -> AsyncIterator[str]:
         yield config.redis.url.get_secret_value()
         return
     give_up_at = time.monotonic() + _PATIENCE
-    while (held := embedded.holder(config.data_dir)) is not None and time.monotonic() < give_up_at:
+    while (held := holder(config.data_dir)) is not None and time.monotonic() < give_up_at:
         if held.url is not None:
             yield held.url
             return
         await asyncio.sleep(0.05)
-    server = embedded.EmbeddedServer(config.data_dir, role=embedded.COMMAND)
+    server = EmbeddedServer(config.data_dir, role=COMMAND)
     url = await server.start()
     try:
         yield url

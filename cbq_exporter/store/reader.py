@@ -67,15 +67,12 @@ class Reader:
     async def _read(self) -> Snapshot:
         began = self._clock.monotonic()
         try:
-            async with asyncio.timeout(READ_TIMEOUT):
-                answers, at_ms, asked_ms = await self._ask()
-                if at_ms is not None and abs(at_ms - asked_ms) > _CLOCKS_DIFFER_MS:
-                    # The clocks differ. That is known from now on, so this happens once.
-                    answers, at_ms, asked_ms = await self._ask()
+            answers, at_ms, guess_ms = await self._ask()
+            if at_ms is not None and abs(at_ms - guess_ms) > _CLOCKS_DIFFER_MS:
+                # The clocks differ. That is known from now on, so this happens once.
+                answers, at_ms, guess_ms = await self._ask()
         except StoreError as error:
             return self._down(str(error), began)
-        except TimeoutError:
-            return self._down(f"Redis at {self._connections.shown_as} did not answer within {READ_TIMEOUT:g} s", began)
         _, server, memory, *rest = answers
         width = len(rest) // len(self._sources) if self._sources else 0
         views = [
@@ -85,7 +82,7 @@ class Reader:
         about, used = _info(server), _info(memory)
         return Snapshot(
             up=True,
-            at=(asked_ms if at_ms is None else at_ms) / 1000,
+            at=(guess_ms if at_ms is None else at_ms) / 1000,
             duration=self._clock.monotonic() - began,
             queues=tuple(views),
             server=_server(about),
