@@ -140,11 +140,12 @@ class Application:
             return
         dispatcher: Dispatcher | None = None
         if config.mode is Mode.DISPATCH:
-            dispatcher = Dispatcher(config, queue, instruments, self._engine_maker(config), self._clock)
+            flush_task = _flush(name)
+            wake = partial(self._schedule.wake, flush_task)
+            dispatcher = Dispatcher(config, queue, instruments, self._engine_maker(config), self._clock, on_retry=wake)
             dispatcher.start()
             self._dispatchers[name] = dispatcher
-            flush_task = _flush(name)
-            arrivals = Arrivals(dispatcher, partial(self._schedule.wake, flush_task))
+            arrivals = Arrivals(dispatcher, wake)
             self._spawn(f"waiting for arrivals in {name}", arrivals.run())
             self._schedule.again(
                 flush_task, partial(_flush_once, dispatcher, arrivals), longest_sleep=_LONGEST_FLUSH_SLEEP

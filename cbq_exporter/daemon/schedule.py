@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class _Job:
     interval: float | None  # None: an ``again`` job
     longest_sleep: float = 0.0
     task: asyncio.Task[object] | None = None  # while it runs
-    woken: bool = False
+    armed_monotonic: float = math.inf  # when it is to run next
+    woken_monotonic: float = math.inf  # when it is to run after the run under way, because of ``wake``
     failures: int = 0  # in a row
     trouble: str | None = None
 
@@ -58,7 +60,10 @@ class Schedule:
     # --- what runs ---------------------------------------------------------------------------
 
     def every(self, name: str, seconds: float, action: Callable[[], Awaitable[object]]) -> None:
-        """Run ``action`` each ``seconds``; one that takes longer than that skips a turn."""
+        """Run ``action`` each ``seconds``; one that takes longer than that skips a turn.
+
+        After an error it is tried again sooner, with a growing pause.
+        """
 
         async def run() -> float | None:
             await action()
@@ -83,13 +88,14 @@ class Schedule:
         if self._scheduler is not None:
             self._arm(job, 0.0)
 
-    def wake(self, name: str) -> None:
-        """Move the next run of an ``again`` job to now."""
+    def wake(self, name: str, delay: float = 0.0) -> None:
+        """Move the next run of an ``again`` job forward to ``delay`` seconds from now, where it would be later."""
         job = self._jobs[name]
+        at = self._clock.monotonic() + delay
         if job.task is not None:
-            job.woken = True
-        else:
-            self._arm(job, 0.0)
+            job.woken_monotonic = min(job.woken_monotonic, at)
+        elif at < job.armed_monotonic:
+            self._arm(job, delay)
 
     def trouble(self, name: str) -> str | None:
         """Why the last run of a job failed, or None."""
@@ -144,6 +150,7 @@ class Schedule:
         if self._scheduler is None or self._stopping:
             return
         at = datetime.now(UTC) + timedelta(seconds=delay)
+        job.armed_monotonic = self._clock.monotonic() + delay
         if job.interval is None:
             # A run arms the next before APScheduler has noted its end: more than one instance is allowed there,
             # and prevented in ``_run``.
@@ -172,7 +179,7 @@ class Schedule:
     async def _run(self, job: _Job) -> None:
         if job.task is not None or self._stopping:
             return  # a scheduler that was thrown away may have left this run behind
-        job.task, job.woken = asyncio.current_task(), False
+        job.task, job.woken_monotonic = asyncio.current_task(), math.inf
         delay: float | None = None
         started = self._clock.monotonic()
         try:
@@ -190,7 +197,11 @@ class Schedule:
             job.instruments.duration.observe(self._clock.monotonic() - started)
             if job.interval is None:
                 wait = job.longest_sleep if delay is None else min(delay, job.longest_sleep)
-                self._arm(job, 0.0 if job.woken and not job.failures else wait)
+                if not job.failures:
+                    wait = max(0.0, min(wait, job.woken_monotonic - self._clock.monotonic()))
+                self._arm(job, wait)
+            elif delay is not None and delay < job.interval:
+                self._arm(job, delay)  # what has failed is not left failed for a whole interval
 
     def _tell(self, job: _Job, error: Exception) -> None:
         """Once for each new trouble, not once for each run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,11 +63,14 @@ class Dispatcher:
         instruments: QueueInstruments,
         make_engine: Callable[[Callable[[list[Exchange]], None]], Engine],
         clock: Clock,
+        on_retry: Callable[[float], None],
     ) -> None:
+        """``on_retry`` is told in how many seconds a retry that was just stored will be due."""
         self._config = config
         self._queue = queue
         self._instruments = instruments
         self._clock = clock
+        self._on_retry = on_retry
         batch, delivery, again = config.batch, config.delivery, config.retry
         self._flush_rule = flush.FlushRule(
             batch.size,
@@ -353,6 +357,7 @@ class Dispatcher:
 
     def _on_settled(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> None:
         delivered = 0
+        soonest = math.inf
         for settlement, result in zip(settlements, settled, strict=True):
             parcel = self._held.pop(settlement.claimed.lease, None)
             if parcel is not None:
@@ -366,12 +371,16 @@ class Dispatcher:
                 case Dead(reason=reason):
                     self._instruments.dead[reason].inc()
                     self._tell_of_death(settlement)
-                case Retry(failure=failure) if failure.kind in _RETRIED_KINDS:
-                    self._instruments.retried[FailureKind(failure.kind)].inc()
+                case Retry(delay=delay, failure=failure):
+                    soonest = min(soonest, delay)
+                    if failure.kind in _RETRIED_KINDS:
+                        self._instruments.retried[FailureKind(failure.kind)].inc()
                 case _:
                     pass
         if delivered:
             self._instruments.delivered.inc(delivered)
+        if soonest < math.inf:
+            self._on_retry(soonest)
         self._room_made.set()
 
     def _tell_of_death(self, settlement: Settlement) -> None:

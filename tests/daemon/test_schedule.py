@@ -82,6 +82,31 @@ def test_a_wake_during_a_run_is_not_lost_and_runs_never_overlap() -> None:
     asyncio.run(scenario())
 
 
+def test_a_wake_in_a_while_moves_a_run_forward_and_never_back() -> None:
+    async def scenario() -> None:
+        schedule, _ = make()
+        loop = asyncio.get_running_loop()
+        runs: list[float] = []
+
+        async def job() -> float | None:
+            runs.append(loop.time())
+            if len(runs) == 1:
+                schedule.wake("flush", 0.1)  # during a run
+            return None
+
+        schedule.again("flush", job, longest_sleep=60.0)
+        schedule.start()
+        await until(lambda: len(runs) == 2)
+        assert runs[1] - runs[0] >= 0.095
+        schedule.wake("flush", 0.1)
+        schedule.wake("flush", 30.0)
+        await until(lambda: len(runs) == 3)
+        assert runs[2] - runs[1] >= 0.095
+        await schedule.stop()
+
+    asyncio.run(scenario())
+
+
 def test_a_failing_job_goes_on_with_a_pause_and_tells_once(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         schedule, instruments = make()
@@ -135,6 +160,28 @@ def test_a_scheduler_that_has_died_is_noticed_and_started_over() -> None:
         assert scheduler is not schedule._scheduler
         assert schedule.silent_for < 1.5
         watching.cancel()
+        await schedule.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_job_that_failed_does_not_wait_for_its_next_turn_to_be_well_again() -> None:
+    async def scenario() -> None:
+        schedule, _ = make()
+        runs = 0
+
+        async def job() -> None:
+            nonlocal runs
+            runs += 1
+            if runs == 1:
+                raise StoreUnavailable("Redis at nowhere cannot be reached", kind="connect")
+
+        schedule.every("upkeep", 60.0, job)
+        schedule.start()
+        await until(lambda: schedule.trouble("upkeep"))
+        await until(lambda: runs == 2 and schedule.trouble("upkeep") is None)
+        await asyncio.sleep(0.5)
+        assert runs == 2  # and then at its interval
         await schedule.stop()
 
     asyncio.run(scenario())
