@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import click
 from cbq_exporter.cli import options, output
 from cbq_exporter.cli.options import F
 from cbq_exporter.cli.running import open_queue, run
-from cbq_exporter.errors import CbqError, UsageError
+from cbq_exporter.errors import CbqError, StoreError, UsageError
 from cbq_exporter.model import DeadLetter, DeadReason, Failure
 
 if TYPE_CHECKING:
@@ -209,27 +210,29 @@ def _changing(command: F) -> F:
     return command
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What is done to letters, and how it is spoken of."""
+
+    verb: str
+    past: str
+    consequence: str
+    action: Callable[[Queue], Callable[[Sequence[str]], Awaitable[int]]]
+
+
+_RETRY = _Change(
+    "retry", "retried", "they go to the tail of pending, with a clean record", lambda queue: queue.dead_retry
+)
+_PURGE = _Change("purge", "purged", "they are deleted for good: there is no way back", lambda queue: queue.dead_purge)
+
+
 @dead.command()
 @_changing
 def retry(
     config_path: Path | None, queue_name: str | None, yes: bool, dry_run: bool, as_json: bool, **which: Any
 ) -> int:
     """Send dead letters again: they go to the tail of pending, with a clean record."""
-    selection = _selection(**which)
-    return run(
-        _change(
-            config_path,
-            queue_name,
-            selection,
-            verb="retry",
-            done="retried",
-            warning="they go to the tail of pending, with a clean record",
-            action=lambda queue: queue.dead_retry,
-            yes=yes,
-            dry_run=dry_run,
-            as_json=as_json,
-        )
-    )
+    return run(_do(_RETRY, config_path, queue_name, _selection(**which), yes=yes, dry_run=dry_run, as_json=as_json))
 
 
 @dead.command()
@@ -238,21 +241,7 @@ def purge(
     config_path: Path | None, queue_name: str | None, yes: bool, dry_run: bool, as_json: bool, **which: Any
 ) -> int:
     """Delete dead letters for good."""
-    selection = _selection(**which)
-    return run(
-        _change(
-            config_path,
-            queue_name,
-            selection,
-            verb="purge",
-            done="purged",
-            warning="they are deleted for good: there is no way back",
-            action=lambda queue: queue.dead_purge,
-            yes=yes,
-            dry_run=dry_run,
-            as_json=as_json,
-        )
-    )
+    return run(_do(_PURGE, config_path, queue_name, _selection(**which), yes=yes, dry_run=dry_run, as_json=as_json))
 
 
 def _selection(
@@ -266,15 +255,12 @@ def _selection(
     return Selection(tuple(dict.fromkeys(ids)), reason, destination, older_than)
 
 
-async def _change(
+async def _do(
+    change: _Change,
     config_path: Path | None,
     queue_name: str | None,
     selection: Selection,
     *,
-    verb: str,
-    done: str,
-    warning: str,
-    action: Callable[[Queue], Any],
     yes: bool,
     dry_run: bool,
     as_json: bool,
@@ -288,28 +274,44 @@ async def _change(
             output.say(f"no dead letter has the id {output.text(missing)}")
         changed = 0
         if plan.count:
-            output.say(_planned(plan, verb, config.name))
-            output.say(warning)
+            output.say(_planned(plan, change.verb, config.name))
+            output.say(change.consequence)
             if not dry_run:
-                output.confirm(f"{verb.capitalize()} {output.count(plan.count, 'dead letter')}?", yes=yes)
-                with output.progress(verb, plan.count) as show:
-                    changed = await dead_letters.execute(queue, plan, action(queue), show)
-        if dry_run:
-            output.say("dry run: nothing was changed")
-        else:
-            output.say(f"{done} {output.count(changed, 'dead letter')}")
-        if as_json:
-            output.print_json(
-                {
-                    "queue": config.name,
-                    "planned": plan.count,
-                    "bytes": plan.size,
-                    "by_reason": plan.by_reason,
-                    "missing": plan.missing,
-                    done: changed,
-                }
-            )
+                output.confirm(f"{change.verb.capitalize()} {output.count(plan.count, 'dead letter')}?", yes=yes)
+                changed = await _execute(change, queue, plan)
+    output.say("dry run: nothing was changed" if dry_run else f"{change.past} {output.count(changed, 'dead letter')}")
+    if as_json:
+        output.print_json(
+            {
+                "queue": config.name,
+                "planned": plan.count,
+                "bytes": plan.size,
+                "by_reason": plan.by_reason,
+                "missing": plan.missing,
+                change.past: changed,
+            }
+        )
     return 1 if plan.missing else 0
+
+
+async def _execute(change: _Change, queue: Queue, plan: Plan) -> int:
+    import asyncio
+
+    from cbq_exporter.services import dead_letters
+
+    so_far = 0
+    with output.progress(change.verb, plan.count) as show:
+
+        def note(done: int) -> None:
+            nonlocal so_far
+            so_far = done
+            show(done)
+
+        try:
+            return await dead_letters.execute(queue, plan, change.action(queue), note)
+        except (KeyboardInterrupt, asyncio.CancelledError, StoreError):
+            output.say(f"{change.past} {output.count(so_far, 'dead letter')} for certain before it ended")
+            raise
 
 
 def _planned(plan: Plan, verb: str, queue: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ MAX_LINE = 64 * 1024 * 1024  # bytes; Redis itself takes no value of more than 5
 # What is held in memory and sent at once. Small enough that a failure leaves few callbacks in doubt.
 _BATCH_LINES = 1000
 _BATCH_BYTES = 4 * 1024 * 1024
+_CHUNK = 256 * 1024
 _SHOWN_ERRORS = 20
 _IN_MEMORY = 8 * 1024 * 1024  # bytes of standard input kept in memory by --strict; more goes to a temporary file
 
@@ -131,25 +134,32 @@ async def _push_lines(
 ) -> int:
     bad = BadLines()
     async with open_queue(config_path, queue_name) as (config, queue):
-        if strict:
-            source = _checked_whole(source, bad)
-        with output.progress(f"enqueueing in {config.name}", None) as show:
-            pushed = await _push(queue, good_lines(source, bad, stamp=stamp), show)
+        with (
+            _checked_whole(source, bad) if strict else contextlib.nullcontext(source) as lines,
+            output.progress(f"enqueueing in {config.name}", None) as show,
+        ):
+            pushed = await _push(queue, good_lines(lines, bad, stamp=stamp), show)
     output.say(f"enqueued {output.count(pushed, 'callback')} in {config.name}")
     return bad.report("skipped")
 
 
-async def _push(queue: Queue, lines: Iterator[Line], show: Callable[[int], None]) -> int:
+async def _push(queue: Queue, lines: Iterator[Line | None], show: Callable[[int], None]) -> int:
+    import asyncio
+
     pushed = 0
-    for batch in _batches(lines):
-        try:
-            await queue.enqueue([payload for _, payload in batch])
-        except StoreUnavailable as error:
-            raise StoreUnavailable(_where_it_ended(error, pushed, batch), kind=error.kind) from error
-        except StoreMisuse as error:
-            raise StoreMisuse(_where_it_ended(error, pushed, batch), kind=error.kind) from error
-        pushed += len(batch)
-        show(pushed)
+    try:
+        for batch in _batches(lines):
+            try:
+                await queue.enqueue([payload for _, payload in batch])
+            except StoreUnavailable as error:
+                raise StoreUnavailable(_where_it_ended(error, pushed, batch), kind=error.kind) from error
+            except StoreMisuse as error:
+                raise StoreMisuse(_where_it_ended(error, pushed, batch), kind=error.kind) from error
+            pushed += len(batch)
+            show(pushed)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        output.say(f"{output.count(pushed, 'callback')} enqueued for certain before the interruption")
+        raise
     return pushed
 
 
@@ -182,31 +192,39 @@ class BadLines:
         return 1
 
 
-def _checked_whole(source: IO[bytes], bad: BadLines) -> IO[bytes]:
+@contextlib.contextmanager
+def _checked_whole(source: IO[bytes], bad: BadLines) -> Iterator[IO[bytes]]:
     """All of ``source`` once every line of it is known to be good; raises CbqError otherwise."""
     import shutil
     import tempfile
 
-    kept = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - it lives as long as the command
-    shutil.copyfileobj(source, kept, 1024 * 1024)
-    kept.seek(0)
-    for _ in good_lines(kept, bad):
-        pass
-    if bad.report("found"):
-        raise CbqError("nothing was enqueued: --strict takes all lines or none")
-    kept.seek(0)
-    return kept
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as kept:
+        shutil.copyfileobj(source, kept, 1024 * 1024)
+        kept.seek(0)
+        for _ in good_lines(kept, bad):
+            pass
+        if bad.report("found"):
+            raise CbqError("nothing was enqueued: --strict takes all lines or none")
+        kept.seek(0)
+        yield kept
 
 
-def good_lines(source: IO[bytes], bad: BadLines, *, stamp: bool = False) -> Iterator[Line]:
-    """The payloads of ``source`` with the numbers of their lines, counted from 1. Empty lines are passed over."""
-    from cbq_exporter.item import ItemError, queued_at_of, read, value
+def good_lines(source: IO[bytes], bad: BadLines, *, stamp: bool = False) -> Iterator[Line | None]:
+    """The payloads of ``source`` with the numbers of their lines, counted from 1; None where more has yet to come.
 
-    for number, line in _lines(source):
+    Empty lines are passed over.
+    """
+    from cbq_exporter.item import ItemError, read, value
+
+    for found in _lines(source):
+        if found is None:
+            yield None
+            continue
+        number, line = found
         if line is None:
             bad.add(number, f"longer than {output.size(MAX_LINE)}")
             continue
-        payload = line.rstrip(b"\r\n")
+        payload = line.removesuffix(b"\r")
         if not payload.strip():
             continue
         try:
@@ -217,31 +235,51 @@ def good_lines(source: IO[bytes], bad: BadLines, *, stamp: bool = False) -> Iter
         if not isinstance(value(top, "url"), str):
             bad.add(number, "no url, or one that is no string")
             continue
-        if stamp and queued_at_of(top) is None and "_queued_at" not in top:
+        if stamp and "_queued_at" not in top:
             payload = payload.rstrip()[:-1] + b',"_queued_at":%.6f}' % time.time()
         yield number, payload
 
 
-def _lines(source: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """Lines with their numbers; None in the place of one that is too long to be held."""
-    number = 0
-    while line := source.readline(MAX_LINE + 1):
-        number += 1
-        if len(line) <= MAX_LINE or line.endswith(b"\n"):
-            yield number, line
-            continue
-        while (rest := source.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-            pass
-        yield number, None
+def _lines(source: IO[bytes]) -> Iterator[tuple[int, bytes | None] | None]:
+    """Lines with their numbers, None in the place of one that is too long to be held.
+
+    A bare None says that ``source`` has nothing more at this moment.
+    """
+    number, unfinished, too_long = 1, bytearray(), False
+    while chunk := source.read1(_CHUNK):  # type: ignore[attr-defined]
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            unfinished += end
+            yield number, None if too_long or len(unfinished) > MAX_LINE else bytes(unfinished)
+            number, too_long = number + 1, False
+            unfinished.clear()
+        unfinished += rest
+        if len(unfinished) > MAX_LINE:
+            too_long = True
+            unfinished.clear()
+        if not _has_more(source):
+            yield None
+    if too_long or unfinished:
+        yield number, None if too_long else bytes(unfinished)
 
 
-def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
+def _has_more(source: IO[bytes]) -> bool:
+    """Whether reading would not wait; a file in memory never does."""
+    try:
+        return bool(select.select([source], [], [], 0)[0])
+    except (OSError, ValueError):
+        return True
+
+
+def _batches(lines: Iterator[Line | None]) -> Iterator[list[Line]]:
+    """As much as may be held at once, or what there is where more has yet to come: no callback waits for others."""
     batch: list[Line] = []
     size = 0
     for line in lines:
-        batch.append(line)
-        size += len(line[1])
-        if len(batch) >= _BATCH_LINES or size >= _BATCH_BYTES:
+        if line is not None:
+            batch.append(line)
+            size += len(line[1])
+        if batch and (line is None or len(batch) >= _BATCH_LINES or size >= _BATCH_BYTES):
             yield batch
             batch, size = [], 0
     if batch:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cbq_exporter.errors import UsageError
 
@@ -17,10 +19,22 @@ T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """The one place where a command starts an event loop. Ctrl-C cancels ``work``, then raises KeyboardInterrupt."""
+    """The one place where a command starts an event loop.
+
+    Ctrl-C raises KeyboardInterrupt right where the program is. What asyncio would do instead, to cancel the task
+    at its next await, never comes while a command waits for an answer or for standard input.
+    """
     import asyncio
 
-    return asyncio.run(work)
+    before = signal.signal(signal.SIGINT, _interrupt)
+    try:
+        return asyncio.run(work)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def queue_config(config: Config, name: str | None) -> QueueConfig:

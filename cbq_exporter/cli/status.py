@@ -176,7 +176,8 @@ def troubles(view: QueueView, now: float) -> list[str]:
     if view.stuck:
         found.append(f"{output.number(view.stuck)} stuck in processing: their lease ran out")
     if view.retry_overdue:
-        found.append(f"{output.number(view.retry_overdue)} retries overdue")
+        noun = "retry" if view.retry_overdue == 1 else "retries"
+        found.append(f"{output.number(view.retry_overdue)} {noun} overdue")
     waiting = view.oldest_at.get(State.PENDING)
     if view.mode is Mode.DISPATCH and waiting is not None and now - waiting > _WAITS_TOO_LONG:
         found.append(

@@ -1,0 +1,63 @@
+"""``check-config``: everything that is wrong, at once, and no secret."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cbq_exporter.cli.main import app
+
+
+def _check(file: Path, *words: str) -> Result:
+    return CliRunner().invoke(app, ["check-config", "-c", str(file), *words], env={"CBQ_REDIS_URL": None})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.yaml"
+
+
+def test_a_good_file(file: Path) -> None:
+    file.write_text(
+        "redis: {url: 'redis://me:s3cret@redis.example:6379/1'}\n"
+        "queues:\n  - {name: callbacks}\n  - {name: other, prefix: o, mode: observe}\n"
+    )
+    result = _check(file)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        f"{file}: ok",
+        "store: redis://me:***@redis.example:6379/1",
+        "",
+        "queue      mode      prefix",
+        "callbacks  dispatch  callback_queue",
+        "other      observe   o",
+    ]
+    assert result.stderr.startswith("warning: ")
+    assert "s3cret" not in result.output
+    fields = json.loads(_check(file, "-o", "json").stdout)
+    assert (fields["ok"], fields["file"], len(fields["queues"]), len(fields["warnings"])) == (True, str(file), 2, 1)
+
+
+def test_every_problem_of_a_bad_file(file: Path) -> None:
+    file.write_text("queues:\n  - {name: callbacks, moed: observe, batch: {size: 0}}\n")
+    result = _check(file)
+    assert (result.exit_code, result.stdout) == (1, "")
+    lines = result.stderr.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("cbq-exporter: ") for line in lines)
+    assert "queues[0].moed" in result.stderr
+    assert "queues[0].batch.size" in result.stderr
+    result = _check(file, "-o", "json")
+    assert result.exit_code == 1
+    assert [problem["path"] for problem in json.loads(result.stdout)["problems"]]
+
+
+def test_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CBQ_CONFIG", raising=False)
+    result = CliRunner().invoke(app, ["check-config"], env={"CBQ_REDIS_URL": None})
+    assert result.exit_code == 0
+    assert result.stdout.startswith("the built-in defaults: ok\nstore: embedded, in cbq-data\n")

@@ -1,0 +1,170 @@
+"""``enqueue``: nothing is pushed that was not meant, and every byte of what was meant."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from cbq_exporter.cli import enqueue
+from tests.cli.conftest import TWO_QUEUES, Cli, item
+from tests.support.servers import Server
+
+
+def test_one_by_flags_is_written_as_producers_write_it(cli: Cli) -> None:
+    words = (
+        "--url",
+        "http://example.com/cb",
+        "--task-id",
+        "t1",
+        "--prompt",
+        "a cat",
+        "--data",
+        '{"big": 1.50, "a":[]}',
+    )
+    result = cli("enqueue", *words)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "enqueued 1 callback in callbacks (1 pending)\n"
+    (payload,) = cli.pending()
+    assert b'"data":{"big": 1.50, "a":[]},' in payload
+    fields = json.loads(payload)
+    assert time.time() - 60 < fields.pop("_queued_at") <= time.time()
+    assert fields.pop("data")
+    assert fields == {
+        "url": "http://example.com/cb",
+        "task_id": "t1",
+        "status": "success",
+        "prompt": "a cat",
+        "created_at": None,
+    }
+    assert int(cli.server.client.get("q:stats:queued")) == 1  # type: ignore[arg-type]
+
+
+def test_data_comes_from_a_file_and_a_task_id_is_made(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_bytes(b'{"from": "file"}\n')
+    assert cli("enqueue", "--url", "http://example.com/", "--data", f"@{tmp_path}/data.json").exit_code == 0
+    fields = json.loads(cli.pending()[0])
+    assert fields["data"] == {"from": "file"}
+    assert len(fields["task_id"]) == 36
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--url", "ftp://example.com/"], "--url: the URL's scheme is 'ftp'; only http and https are sent to"),
+        (["--url", "http://h/", "--data", "{no"], "--data is not JSON: JSON is malformed"),
+        (["--url", "http://h/", "--data", "@/no/such"], "--data: /no/such: No such file or directory"),
+        (["--url", "http://h/", "--data", "[" * 70 + "]" * 70], "--data: nested deeper than 64 levels"),
+        (["--data", "{}"], "--data, --task-id and --prompt need --url"),
+        (["-q", "other"], "no queue 'other' is configured: there is callbacks"),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(cli: Cli, words: list[str], message: str) -> None:
+    result = cli("enqueue", *words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"cbq-exporter: {message}")
+    assert result.stderr.count("\n") == 1
+    assert cli.pending() == []
+
+
+def test_lines_are_pushed_byte_for_byte_in_order(cli: Cli) -> None:
+    lines = [
+        item(1),
+        b' {"url" : "http://h/", "n":1.000, "emoji":"\xf0\x9f\x90\x88", "e": "\\u00e9"} ',
+        b'{"url":"http://h/"}',
+        item(1),
+    ]
+    result = cli("enqueue", stdin=b"\n".join([lines[0] + b"\r", b"", *lines[1:]]))
+    assert (result.exit_code, result.stderr) == (0, "enqueued 4 callbacks in callbacks\n")
+    assert cli.pending() == lines
+
+
+def test_a_bad_line_is_named_and_skipped(cli: Cli) -> None:
+    bad = [b"not json", b"[1]", b'{"url": 5}', b'{"data": {}}', b'{"url":"http://h/","x":"\xff"}']
+    result = cli("enqueue", stdin=b"\n".join([item(1), *bad, item(2)]))
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "line 2: not JSON: JSON is malformed: invalid character (byte 4)",
+        "line 3: JSON, but not an object",
+        "line 4: no url, or one that is no string",
+        "line 5: no url, or one that is no string",
+        "line 6: not UTF-8 at byte 24",
+        "enqueued 2 callbacks in callbacks",
+        "5 bad lines skipped",
+    ]
+    assert cli.pending() == [item(1), item(2)]
+
+
+def test_many_bad_lines_do_not_flood(cli: Cli) -> None:
+    result = cli("enqueue", stdin=b"x\n" * 100)
+    assert len(result.stderr.splitlines()) == 22
+    assert result.stderr.endswith("100 bad lines skipped (80 not shown)\n")
+
+
+def test_strict_takes_all_lines_or_none(cli: Cli) -> None:
+    result = cli("enqueue", "--strict", stdin=item(1) + b"\nbad\n")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[1:] == [
+        "1 bad line found",
+        "cbq-exporter: nothing was enqueued: --strict takes all lines or none",
+    ]
+    assert cli.pending() == []
+    assert cli("enqueue", "--strict", stdin=item(1) + b"\n" + item(2)).exit_code == 0
+    assert cli.pending() == [item(1), item(2)]
+
+
+def test_stamp_adds_only_what_is_missing(cli: Cli) -> None:
+    bare = b'{"url":"http://h/", "n":1.0} '
+    assert cli("enqueue", "--stamp", stdin=bare + b"\n" + item(1)).exit_code == 0
+    stamped, untouched = cli.pending()
+    assert stamped.startswith(b'{"url":"http://h/", "n":1.0,"_queued_at":')
+    assert abs(json.loads(stamped)["_queued_at"] - time.time()) < 60
+    assert untouched == item(1)
+
+
+def test_an_endless_line_is_not_held(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enqueue, "MAX_LINE", 1000)
+    result = cli("enqueue", stdin=item(1) + b"\n" + b"x" * 5000 + b"\n" + item(2) + b"\n" + b"y" * 1001)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[:2] == ["line 2: longer than 1000 B", "line 4: longer than 1000 B"]
+    assert cli.pending() == [item(1), item(2)]
+
+
+def test_more_than_a_batch(cli: Cli) -> None:
+    lines = [item(number) for number in range(2500)]
+    assert cli("enqueue", stdin=b"\n".join(lines)).stderr == "enqueued 2,500 callbacks in callbacks\n"
+    assert cli.pending() == lines
+
+
+def test_several_queues_need_a_name(cli: Cli) -> None:
+    cli.configure(TWO_QUEUES)
+    result = cli("enqueue", stdin=item())
+    assert result.exit_code == 2
+    assert result.stderr == "cbq-exporter: several queues are configured: name one with --queue (callbacks, invoices)\n"
+    assert cli("enqueue", "-q", "invoices", stdin=item()).exit_code == 0
+    assert cli.server.client.llen("other:pending") == 1
+
+
+def test_a_full_store_ends_it_and_says_which_lines_are_in(tmp_path: Path) -> None:
+    with Server("valkey", "--maxmemory", "4mb", "--maxmemory-policy", "noeviction") as small:
+        cli = Cli(small, tmp_path)
+        result = cli("enqueue", stdin=b"\n".join(item(n, pad="x" * 1000) for n in range(20_000)))
+        assert result.exit_code == 4
+        pushed = len(cli.pending())
+        assert pushed
+        assert result.stderr.startswith(
+            f"cbq-exporter: {pushed:,} callbacks enqueued, up to the line before {pushed + 1:,}; "
+            f"lines {pushed + 1:,} to {pushed + 1000:,} may or may not have been, later ones were not: Redis at unix://"
+        )
+        assert "maxmemory" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_without_a_store(cli: Cli, tmp_path: Path) -> None:
+    cli.config_file.write_text(f"redis: {{url: 'unix://{tmp_path}/none.sock'}}\nqueues:\n  - {{name: callbacks}}\n")
+    result = cli("enqueue", "--url", "http://example.com/")
+    assert result.exit_code == 4
+    assert result.stderr.startswith("cbq-exporter: Redis at unix://")
+    assert result.stderr.count("\n") == 1
