@@ -16,9 +16,6 @@ from cbq_exporter.cli.main import app
 from tests.cli.conftest import Cli, item
 
 HEAVY = (
-    *("redis", "pydantic", "aiohttp", "pycurl", "rich", "yaml", "msgspec", "asyncio", "apscheduler"),
-    "prometheus_client",
-)
     "redis",
     "pydantic",
     "aiohttp",
