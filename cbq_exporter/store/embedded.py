@@ -63,7 +63,7 @@ _SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who has a ``data_dir`` in use. ``url`` is its server, where that is open to others: a daemon's, once started."""
+    """Who has a ``data_dir`` in use. ``url`` is its server, where others may use it: a daemon's, once it answers."""
 
     pid: int
     role: str
@@ -84,11 +84,11 @@ def holder(data_dir: Path) -> Holder | None:
     finally:
         os.close(descriptor)
     running = folder.running() if role == DAEMON else None
-    return Holder(pid, role, None if running is None else _url(running.socket))
+    return Holder(pid, role, _url(running.socket) if running is not None and running.answers else None)
 
 
 def running_url(data_dir: Path) -> str | None:
-    """The server of the daemon that runs on ``data_dir`` now; None where there is none."""
+    """The server of the daemon that runs on ``data_dir``; None where there is none, or it does not answer yet."""
     held = holder(data_dir)
     return None if held is None else held.url
 
@@ -163,8 +163,10 @@ class EmbeddedServer:
         finally:
             os.close(lock)
         try:
-            self._folder.note(_Running(self._process.pid, str(self._socket)))
+            running = _Running(self._process.pid, str(self._socket))
+            self._folder.note(running)
             await self._wait_for_answer(log_began)
+            self._folder.note(msgspec.structs.replace(running, answers=True))
         except BaseException:
             self._kill()
             raise
@@ -290,6 +292,7 @@ class _Running(msgspec.Struct, frozen=True):
 
     pid: int
     socket: str
+    answers: bool = False  # it has loaded its data, and others may use it
 
 
 class _Folder:
@@ -374,18 +377,20 @@ class _Folder:
         )
 
     def why_it_ended(self, log_began: int) -> str:
+        said = ""
+        with contextlib.suppress(OSError), open(self.log, "rb") as file:
+            file.seek(log_began)
+            said = file.read(65_536).decode("utf-8", "replace")
         with contextlib.suppress(OSError):
-            place = os.statvfs(self.path)
-            if place.f_bavail == 0:
-                return f"the disk of data_dir {self.path} is full: free some space"
-        with contextlib.suppress(OSError), open(self.log, "rb") as said:
-            said.seek(log_began)
-            lines = said.read(65_536).decode("utf-8", "replace").strip().splitlines()
-            # Lines begin with the process, a role, and the time; '#' marks those that say what is wrong.
-            serious = [line.partition(" # ")[2] for line in lines if " # " in line and "WARNING" not in line]
-            for line in [*reversed(serious), *reversed(lines)]:
-                return f"the embedded server does not start: {line[:300]}: look at {self.log}"
-        return f"the embedded server does not start: look at {self.log}"
+            if os.strerror(errno.ENOSPC) in said or os.statvfs(self.path).f_bavail == 0:
+                return self.full()
+        # Lines begin with the process, a role and the time; '#' marks those that say what is wrong.
+        serious = [line.partition(" # ")[2] for line in said.splitlines() if " # " in line and "WARNING" not in line]
+        reason = f"{serious[-1][:300]}: " if serious else ""
+        return f"the embedded server does not start: {reason}look at {self.log}"
+
+    def full(self) -> str:
+        return f"the disk of data_dir {self.path} is full: free some space"
 
     @contextlib.contextmanager
     def plain_errors(self) -> Iterator[None]:
@@ -399,7 +404,7 @@ class _Folder:
             ) from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise EmbeddedStoreError(f"the disk of data_dir {self.path} is full: free some space") from error
+                raise EmbeddedStoreError(self.full()) from error
             raise EmbeddedStoreError(
                 f"data_dir {self.path} cannot be used: {error.strerror or error}: set another data_dir"
             ) from error
