@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
@@ -97,6 +98,8 @@ class Dispatcher:
         self._held: dict[str, Parcel | None] = {}  # by lease, until it is settled; None: nothing is sent for it
         self._held_bytes = 0
         self._room_made = asyncio.Event()
+        self._at_rest = asyncio.Event()  # while ``run_once`` does not run
+        self._at_rest.set()
         self._reported: dict[str, int] = {}
         self._number = 0
         self._stopping = False
@@ -135,6 +138,13 @@ class Dispatcher:
 
     async def run_once(self) -> FlushReport:
         """Claim and hand over what is due, for a second at most; raises StoreError."""
+        self._at_rest.clear()
+        try:
+            return await self._run()
+        finally:
+            self._at_rest.set()
+
+    async def _run(self) -> FlushReport:
         started = self._clock.monotonic()
         if not self._stopping and self._lock_until - started < self._config.lock.ttl / 3:
             standby = await self._take_lock()
@@ -279,7 +289,10 @@ class Dispatcher:
             self._held[claimed.lease] = parcel
             self._held_bytes += parcel.size
             parcels.append(parcel)
-        self._sender.send(parcels, spread=self._config.batch.spread)
+        if self._stopping:  # the claim was on its way already
+            self._cut_off += parcels
+        else:
+            self._sender.send(parcels, spread=self._config.batch.spread)
         self._settler.add(unusable)
 
     def _given_up(self, claimed: Claimed, why: Unusable) -> Settlement:
@@ -450,6 +463,9 @@ class Dispatcher:
         self.stop_claiming()
         unsent = self._sender.give_back_unstarted()
         await self._sender.close(grace)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settle_timeout):
+                await self._at_rest.wait()
         unsent += self._cut_off
         unsent.sort(key=lambda parcel: parcel.number)
         left = await self._settler.close(settle_timeout)
