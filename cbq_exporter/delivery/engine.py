@@ -205,7 +205,7 @@ class Engine:
         multi, poller = self._multi, around.poller
         while True:
             self._take_inbox(poller)
-            if False:
+            if self._stopping:  # asked after the inbox: the wake-up just taken may have been close()'s
                 return
             if self._waiting:
                 self._start_waiting(around)
