@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import stat
@@ -171,23 +172,19 @@ def test_one_daemon_for_each_folder_and_the_second_one_learns_who_the_first_is(d
     assert not is_running(first.server_pid)
 
 
-def test_looking_for_a_daemon_never_stands_in_the_way_of_one_that_starts(data_dir: Path) -> None:
+def test_who_only_looks_for_a_daemon_does_not_stand_in_the_way_of_one_that_starts(data_dir: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / "holder.lock").touch()
+
     async def scenario() -> None:
-        looking = True
-
-        def look() -> None:
-            while looking:
-                holder(data_dir)
-
-        busy = asyncio.create_task(asyncio.to_thread(look))
-        try:
-            for _ in range(5):
-                server = EmbeddedServer(data_dir)
-                await server.start()
-                await server.stop()
-        finally:
-            looking = False
-            await busy
+        server = EmbeddedServer(data_dir)
+        with (data_dir / "holder.lock").open() as looking:
+            fcntl.flock(looking, fcntl.LOCK_SH)  # as holder() does for an instant
+            starting = asyncio.create_task(server.start())
+            await asyncio.sleep(0.05)
+            assert not starting.done()
+        await starting
+        await server.stop()
 
     asyncio.run(scenario())
 
