@@ -118,10 +118,15 @@ class EmbeddedServer:
             self._holding = await self._hold()
             try:
                 await self._end_orphan()
+            except BaseException:
+                self._let_go()  # what tells where the orphan is stays for the next attempt
+                raise
+            try:
                 self._folder.rotate_log()
                 self._socket = self._folder.new_socket()
                 await self._launch()
             except BaseException:
+                self._folder.clear(str(self._socket))
                 self._let_go()
                 raise
         return _url(str(self._socket))
@@ -132,11 +137,14 @@ class EmbeddedServer:
         began = time.monotonic()
         while True:
             await _within(math.inf, lambda: self.pid is None, look_every=0.1)
-            if self._holding is None or self._process is None:
+            if not self._is_started():
                 return
-            log.error("the embedded server ended; starting it again", extra={"exit_code": self._process.returncode})
+            code = self._process.returncode if self._process is not None else None
+            log.error("the embedded server ended; starting it again", extra={"exit_code": code})
             pause = _FIRST_PAUSE if time.monotonic() - began > _SOUND_AFTER else min(2 * pause, _LONGEST_PAUSE)
             await asyncio.sleep(pause)
+            if not self._is_started():
+                return
             began = time.monotonic()
             try:
                 with self._folder.plain_errors():
@@ -152,7 +160,12 @@ class EmbeddedServer:
             if not await _within(_ENDS_WITHIN, lambda: process.poll() is not None):
                 log.warning("the embedded server does not end; killing it", extra={"pid": process.pid})
                 self._kill()
-        self._let_go()
+        if self._holding is not None:
+            self._folder.clear(str(self._socket))
+            self._let_go()
+
+    def _is_started(self) -> bool:
+        return self._holding is not None
 
     async def _launch(self) -> None:
         """Start the process and wait until it answers; where it does not, it is ended."""
@@ -233,7 +246,6 @@ class EmbeddedServer:
 
     def _let_go(self) -> None:
         if self._holding is not None:
-            self._folder.clear()
             os.close(self._holding)
             self._holding = None
 
@@ -353,15 +365,16 @@ class _Folder:
         draft.write_bytes(msgspec.json.encode(running) + b"\n")
         draft.replace(self._server_json)
 
-    def clear(self) -> None:
-        """Remove what only makes sense while a server runs."""
-        running = self.running()
+    def clear(self, socket_path: str | None = None) -> None:
+        """Remove what only makes sense while a server runs; ``socket_path`` is that of the noted one by default."""
+        if socket_path is None and (running := self.running()) is not None:
+            socket_path = running.socket
         with contextlib.suppress(OSError):
-            if running is not None and stat.S_ISSOCK(os.lstat(running.socket).st_mode):
-                os.unlink(running.socket)
+            if socket_path is not None and stat.S_ISSOCK(os.lstat(socket_path).st_mode):
+                os.unlink(socket_path)
         with contextlib.suppress(OSError):
-            if running is not None and Path(running.socket).parent != self.path:
-                os.rmdir(os.path.dirname(running.socket))
+            if socket_path is not None and os.path.dirname(socket_path) != str(self.path):
+                os.rmdir(os.path.dirname(socket_path))
         with contextlib.suppress(OSError):
             self._server_json.unlink()
 
