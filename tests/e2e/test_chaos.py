@@ -1,0 +1,279 @@
+"""Daemons and store killed with SIGKILL again and again, under load: nothing that was accepted is lost.
+
+``CBQ_CHAOS_SECONDS`` is how long all of it takes (in all, about), ``CBQ_CHAOS_SEED`` what is done when. The moments
+are chosen by the seed, what the machine is doing at them is not: a failure may need several runs to come again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tests.e2e.bare_client import item, kept, lengths, number_of
+from tests.support.counting_receiver import RESET, CountingReceiver
+from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
+from tests.support.servers import KINDS, Server
+
+SEED = int(os.environ.get("CBQ_CHAOS_SEED", "20261124"))
+SECONDS = float(os.environ.get("CBQ_CHAOS_SECONDS", "45"))
+
+# Three queues, so that each kill finds three times as many things half done.
+PREFIXES = ("one", "two", "three")
+NEVER_GIVEN_UP = {"max_attempts": 1000, "base": "50ms", "cap": "300ms"}
+QUEUES = [
+    queue(SHORT_LIVED, name=prefix, prefix=prefix, batch={"size": 20}, retry=NEVER_GIVEN_UP) for prefix in PREFIXES
+]
+
+pytestmark = pytest.mark.slow
+
+
+def moody(seed: int) -> Callable[[bytes, int], int | tuple[int, float]]:
+    """Mostly 200; some fail, are reset or too slow. Each hundredth callback is refused for good."""
+
+    def answer(body: bytes, nth: int) -> int | tuple[int, float]:
+        if number_of(body) % 100 == 7:
+            return 400
+        roll = random.Random(f"{seed} {body!r} {nth}")
+        mood = roll.random()
+        if mood < 0.10:
+            return 500
+        if mood < 0.14:
+            return RESET
+        if mood < 0.17:
+            return 200, 0.8  # later than the daemon waits: it was delivered and will be delivered again
+        return 200, roll.uniform(0.0, 0.03)
+
+    return answer
+
+
+class Producer(threading.Thread):
+    """Pushes until it is stopped. What it got no answer for may have been accepted or not."""
+
+    def __init__(self, connect: Callable[[], redis.Redis], url: str, seed: int) -> None:
+        super().__init__(name="producer", daemon=True)
+        self.accepted: Counter[tuple[str, bytes]] = Counter()  # by prefix and payload
+        self.unsure: Counter[tuple[str, bytes]] = Counter()
+        self._connect = connect
+        self._url = url
+        self._random = random.Random(seed)
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        client: redis.Redis | None = None
+        number = 0
+        while not self._stop_asked.wait(0.01):
+            prefix = self._random.choice(PREFIXES)
+            payloads = []
+            for _ in range(self._random.randint(1, 6)):
+                number += 1
+                filling = "x" * (self._random.randint(0, 100_000) if number % 40 == 0 else 20)
+                one = item(self._url, number, prompt=filling)
+                payloads += [one, one] if number % 20 == 0 else [one]  # twins, byte for byte
+            counted = Counter((prefix, payload) for payload in payloads)
+            try:
+                client = client or self._connect()
+                client.rpush(f"{prefix}:pending", *payloads)
+                self.accepted += counted
+            except (redis.RedisError, OSError):
+                self.unsure += counted
+                client = None
+
+    def stop(self) -> None:
+        self._stop_asked.set()
+        self.join(30)
+
+
+def connected(path: str) -> redis.Redis:
+    """Nothing is sent twice."""
+    return redis.Redis(unix_socket_path=path, retry=Retry(NoBackoff(), 0), socket_timeout=10)
+
+
+class Tally:
+    """The exact count at the end."""
+
+    def __init__(self, producer: Producer, receiver: CountingReceiver) -> None:
+        self.producer = producer
+        self.receiver = receiver
+
+    def refused(self, payloads: Counter[tuple[str, bytes]], prefix: str) -> Counter[bytes]:
+        return Counter({one: n for (where, one), n in payloads.items() if where == prefix and _number(one) % 100 == 7})
+
+    def wait_until_settled(self, client: redis.Redis, log: Callable[[], str]) -> None:
+        for prefix in PREFIXES:
+            until(lambda prefix=prefix: _is_settled(client, prefix), 60, lambda: f"{lengths(client)} {log()[-3000:]}")  # type: ignore[misc]
+
+    def check(self, client: redis.Redis) -> str:
+        accepted, unsure = self.producer.accepted, self.producer.unsure
+        deliveries = Counter[int]()
+        for body, times in self.receiver.accepted.items():
+            deliveries[number_of(body)] += times
+        wanted = Counter[int]()
+        possible = Counter[int]()
+        for (_, payload), times in (accepted + unsure).items():
+            if _number(payload) % 100 != 7:
+                possible[_number(payload)] += times
+                wanted[_number(payload)] += accepted[_, payload]
+        lost = {number: times for number, times in wanted.items() if deliveries[number] < times}
+        assert not lost, f"lost: {lost}"
+        assert deliveries.keys() <= possible.keys()
+        for prefix in PREFIXES:
+            there = kept(client, prefix)
+            least, most = self.refused(accepted, prefix), self.refused(accepted + unsure, prefix)
+            assert least <= there <= most  # as often as they were pushed, not once more
+            # Nothing is left over of what is not there any more.
+            assert client.hlen(f"{prefix}:payloads") == client.hlen(f"{prefix}:records") == there.total()
+        repeated = sum(max(0, times - possible[number]) for number, times in deliveries.items())
+        return (
+            f"{accepted.total()} accepted, {unsure.total()} unsure, {deliveries.total()} deliveries, "
+            f"of these {repeated} repeated"
+        )
+
+
+def _number(payload: bytes) -> int:
+    return int(json.loads(payload)["data"]["n"])
+
+
+def _is_settled(client: redis.Redis, prefix: str) -> bool:
+    found = lengths(client, prefix)
+    return not (found["pending"] or found["processing"] or found["leases"] or found["retry"])
+
+
+class Daemons:
+    """Two on the same queues, each started again when it was killed."""
+
+    def __init__(self, url: str) -> None:
+        self.all = [Daemon(url, *QUEUES), Daemon(url, *QUEUES)]
+
+    def __enter__(self) -> Daemons:
+        for one in self.all:
+            one.launch()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for one in self.all:
+            if one.is_running:
+                one.kill()
+            one.__exit__()
+
+    def log(self) -> str:
+        return "\n".join(one.log()[-3000:] for one in self.all)
+
+
+def _wait_for_work(receiver: CountingReceiver, timeout: float = 4.0) -> None:
+    """Until something is being delivered (or not: a kill while nothing can be is as good)."""
+    before = receiver.requests
+    with contextlib.suppress(TimeoutError):
+        until(lambda: receiver.requests > before, timeout)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_lost_when_daemons_and_store_are_killed(kind: str) -> None:
+    print(f"seed {SEED}")
+    chance = random.Random(SEED)
+    kills = Counter[str]()
+    with Server(kind, durable=True) as server, CountingReceiver(moody(SEED)) as receiver:
+        producer = Producer(lambda: connected(str(server.socket)), receiver.url, SEED)
+        with Daemons(server.url) as daemons:
+            producer.start()
+            end = time.monotonic() + SECONDS / 3
+            while time.monotonic() < end:
+                _wait_for_work(receiver)
+                time.sleep(chance.uniform(0.0, 0.25))  # the moment of the kill
+                if chance.random() < 0.25:
+                    server.kill()
+                    kills["store"] += 1
+                    if chance.random() < 0.5:
+                        victim = chance.choice(daemons.all)
+                        victim.kill()
+                        victim.launch()
+                        kills["daemon"] += 1
+                    time.sleep(chance.uniform(0.0, 0.3))
+                    server.start()
+                for victim in chance.choice(([daemons.all[0]], [daemons.all[1]], daemons.all)):
+                    victim.kill()
+                    victim.launch()
+                    kills["daemon"] += 1
+            producer.stop()
+            tally = Tally(producer, receiver)
+            tally.wait_until_settled(server.client, daemons.log)
+        print(f"{kind}: {dict(kills)} killed; {tally.check(server.client)}")
+        assert kills["daemon"] >= SECONDS / 6
+        assert producer.accepted.total() > 50 * SECONDS / 3
+
+
+def test_nothing_is_lost_when_the_daemon_and_its_embedded_store_are_killed(tmp_path: Path) -> None:
+    print(f"seed {SEED}")
+    chance = random.Random(SEED)
+    kills = Counter[str]()
+    daemon = Daemon(None, *QUEUES, folder=tmp_path)
+
+    def running() -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            known: dict[str, Any] = json.loads((daemon.data_dir / "server.json").read_text())
+            return known
+        return {}
+
+    def connect() -> redis.Redis:
+        path = running().get("socket")
+        if path is None:
+            raise ConnectionError("there is none")
+        return connected(path)
+
+    def answering() -> redis.Redis | None:
+        with contextlib.suppress(redis.RedisError, OSError):
+            client = connect()
+            client.ping()
+            return client
+        return None
+
+    def kill_store() -> None:
+        pid = running().get("pid")
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                kills["store"] += 1
+
+    with CountingReceiver(moody(SEED)) as receiver:
+        producer = Producer(connect, receiver.url, SEED)
+        try:
+            daemon.launch()
+            producer.start()
+            end = time.monotonic() + SECONDS / 3
+            while time.monotonic() < end:
+                _wait_for_work(receiver, 6)
+                time.sleep(chance.uniform(0.0, 0.25))
+                what = chance.choice(("daemon", "daemon", "store", "both"))
+                if what != "daemon":
+                    kill_store()
+                if what != "store" or not daemon.is_running:
+                    daemon.kill()
+                    daemon.launch()
+                    kills["daemon"] += 1
+            producer.stop()
+            tally = Tally(producer, receiver)
+            if not daemon.is_running:  # its store was killed while it waited for it to start
+                daemon.launch()
+            client = until(answering, 60, daemon.log)
+            assert client is not None
+            tally.wait_until_settled(client, daemon.log)
+            print(f"embedded: {dict(kills)} killed; {tally.check(client)}")
+            assert min(kills["daemon"], kills["store"]) >= SECONDS / 30
+            assert daemon.stop() == 0
+        finally:
+            daemon.__exit__()
+            kill_store()
