@@ -22,19 +22,23 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """The one place where a command starts an event loop.
 
     Ctrl-C raises KeyboardInterrupt right where the program is. What asyncio would do instead, to cancel the task
-    at its next await, never comes while a command waits for an answer or for standard input.
+    at its next await, never comes while a command waits for an answer or for standard input. SIGTERM and the end
+    of the terminal raise SystemExit there: what a command has started is ended with it.
     """
     import asyncio
 
-    before = signal.signal(signal.SIGINT, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         return asyncio.run(work)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
 
 
 def queue_config(config: Config, name: str | None) -> QueueConfig:

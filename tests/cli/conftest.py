@@ -94,7 +94,7 @@ class Cli:
 
     def wait_for_pending(self, count: int) -> None:
         deadline = time.monotonic() + 20
-        while self.server.client.llen("q:pending") < count:  # type: ignore[operator]
+        while self.server.client.llen("q:pending") < count:
             assert time.monotonic() < deadline, "callbacks did not come"
             time.sleep(0.005)
 
