@@ -64,13 +64,13 @@ local function take_retries()
   end
 end
 
-local moved = 0
+local taken = {}
 local function take_pending()
   -- The first tells how large they are; small pages, so that large ones are not read far beyond the budget.
   local page_size = 1
-  while moved < from_pending and n < count do
-    local want = math.min(page_size, from_pending - moved, count - n)
-    local page = redis.call('LRANGE', pending, moved, moved + want - 1)
+  while #taken < from_pending and n < count do
+    local want = math.min(page_size, from_pending - #taken, count - n)
+    local page = redis.call('LRANGE', pending, #taken, #taken + want - 1)
     for _, payload in ipairs(page) do
       if not fits(#payload) then return end
       local fp = redis.sha1hex(payload)
@@ -81,7 +81,7 @@ local function take_pending()
         redis.call('HDEL', returned, fp)
       end
       take(payload, fp, attempts or 0, recoveries or 0, first or now)
-      moved = moved + 1
+      taken[#taken + 1] = payload
     end
     if #page < want then return end
     page_size = math.max(1, math.min(16, math.floor((budget - bytes) * n / bytes)))
@@ -107,7 +107,13 @@ end
 if n > 0 then
   in_chunks('ZADD', leases, scores)
   in_chunks('RPUSH', processing, due)
-  for _ = 1, moved do redis.call('LMOVE', pending, processing, 'LEFT', 'RIGHT') end
+  if bytes > 4096 * n then
+    -- Large ones are moved by name: as values they would go to the append-only file and to replicas once more.
+    for _ = 1, #taken do redis.call('LMOVE', pending, processing, 'LEFT', 'RIGHT') end
+  elseif #taken > 0 then
+    in_chunks('RPUSH', processing, taken)
+    redis.call('LTRIM', pending, #taken, -1)
+  end
   redis.call('SET', last_send, string.format('%d.%06d', time[1], time[2]), 'EX', last_send_ttl)
 end
 in_chunks('ZREM', retry, ended)
