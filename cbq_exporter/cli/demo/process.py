@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import signal
 import socket
+import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -50,13 +52,13 @@ class DaemonProcess:
             port: int = taken.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.config_file.write_text(_CONFIG.format(data_dir=self.data_dir, port=port))
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int | None:
         """None while it does not run."""
         process = self._process
-        return process.pid if process is not None and process.returncode is None else None
+        return process.pid if process is not None and process.poll() is None else None
 
     @property
     def left_its_store(self) -> bool:
@@ -65,14 +67,7 @@ class DaemonProcess:
 
     async def start(self) -> None:
         """Returns when it is ready; raises CbqError with its last words where it does not get ready."""
-        with self._log_file.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "cbq_exporter", "serve", "-c", str(self.config_file)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for the demo, which then ends the daemon
-            )
+        self._process = self._launch()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STARTS_WITHIN):
                 while self.pid is not None:
@@ -81,6 +76,17 @@ class DaemonProcess:
                     await asyncio.sleep(0.05)
         last = self._log_file.read_text("utf-8", "replace").splitlines()[-1:]
         raise CbqError(f"the demo's daemon did not get ready: {''.join(last) or 'it said nothing'}")
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        # Not asyncio's subprocess: it complains where a signal meets a process that has just ended.
+        with self._log_file.open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 - ourselves
+                [sys.executable, "-m", "cbq_exporter", "serve", "-c", str(self.config_file)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the demo, which then ends the daemon
+            )
 
     async def kill(self) -> None:
         """SIGKILL: it can do nothing about it."""
@@ -98,14 +104,14 @@ class DaemonProcess:
 
     async def _end(self, number: signal.Signals) -> bool:
         """Whether it ended in time."""
-        process = self._process
-        if process is None or process.returncode is not None:
+        process, give_up_at = self._process, time.monotonic() + _ENDS_WITHIN
+        if process is None:
             return True
         process.send_signal(number)
-        try:
-            await asyncio.wait_for(process.wait(), _ENDS_WITHIN)
-        except TimeoutError:
-            return False
+        while process.poll() is None:
+            if time.monotonic() > give_up_at:
+                return False
+            await asyncio.sleep(0.02)
         return True
 
     async def _get(self, path: str) -> str | None:
