@@ -21,8 +21,6 @@ if redis.call('GET', lock) ~= value then
 end
 -- A foreign type at one of the keys ends the script here or while reading, before anything is moved.
 redis.call('LLEN', processing)
-redis.call('ZCARD', leases)
-redis.call('HLEN', records)
 local remembered = redis.call('HLEN', returned) > 0
 
 redis.call('PEXPIRE', lock, lock_ttl)
@@ -44,8 +42,13 @@ local function take(payload, fp, attempts, recoveries, first)
   out[4 + 2 * n], out[5 + 2 * n] = lease, payload
 end
 
-local due, ended = {}, {}
+local function next_due()
+  return tonumber(redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2] or -1)
+end
+
+local due, ended, first_due = {}, {}, next_due()
 local function take_retries()
+  if first_due < 0 or first_due > now then return end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now, 'LIMIT', 0, count - n)) do
     if not fits(redis.call('HSTRLEN', payloads, id)) then break end
     local payload = redis.call('HGET', payloads, id)
@@ -84,7 +87,7 @@ local function take_pending()
       taken[#taken + 1] = payload
     end
     if #page < want then return end
-    page_size = math.max(1, math.min(64, math.floor((budget - bytes) * n / bytes)))
+    page_size = math.max(1, math.min(128, math.floor((budget - bytes) * n / bytes)))
   end
 end
 
@@ -121,7 +124,6 @@ in_chunks('HDEL', payloads, ended)
 in_chunks('HDEL', records, ended)
 
 out[3] = redis.call('LLEN', pending)
-local next_due = redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2]
-if next_due then out[4] = tonumber(next_due) end
+out[4] = #ended > 0 and next_due() or first_due
 out[5] = #due
 return out

@@ -10,7 +10,7 @@
 --       each in front of the one before
 -- Returns for each callback 1 settled | 0 the lease is not held: nothing was done
 --         | 2 the lease was held, but somebody else took the callback out of processing: only the lease went.
---         The answer is shorter where the walk would be too long: the rest was not looked at.
+--         The answer is shorter where the walks get too long: the rest was not looked at.
 --
 -- Ending the lease is the fence. It comes first, and adds nothing: a full memory does not stop what frees it.
 -- Then the new place is written, then the old one cleared: never one too few.
@@ -42,36 +42,30 @@ end
 -- Our own claims are at the tail; what others left behind gathers at the head. Search from the nearer end.
 local ours = 2 * held + 64
 local from = length > ours and -1 or 1
-n = math.min(n, math.max(1, math.floor(most_steps / math.min(length, ours))))
-
--- Which leases are held, and their end, in calls as large as Lua's stack allows. One that is given twice counts
--- the first time.
-local is_held, seen = {}, {}
-for first = 1, n, 1000 do
-  local names, ending = {}, {}
-  for i = first, math.min(first + 999, n) do names[#names + 1] = ARGV[5 * i - 2] end
-  for j, score in ipairs(redis.call('ZMSCORE', leases, unpack(names))) do
-    local lease = names[j]
-    if score and not seen[lease] then
-      seen[lease], is_held[first + j - 1] = true, true
-      ending[#ending + 1] = lease
-    end
-  end
-  if #ending > 0 then redis.call('ZREM', leases, unpack(ending)) end
+-- Few callbacks among few cannot walk far, and are not asked where they stand.
+local may_be_far = n * math.min(length, ours) > most_steps
+local walked = 0
+local function find(payload)
+  local place = redis.call('LPOS', processing, payload, 'RANK', from)
+  -- To here and, to take it out, once more.
+  walked = walked + (not place and length or 2 * (from == 1 and place + 1 or length - place))
+  return place
 end
 
 local result, sent, failed = {}, 0, 0
 for i = 1, n do
+  if walked > most_steps then break end
   local at = 5 * i - 3
   local lease, payload, kind = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   if not is_held[i] then
     result[i] = 0
   elseif kind == 'd' then
-    result[i] = redis.call('LREM', processing, from, payload) == 1 and 1 or 2
     sent = sent + 1
+    if may_be_far then find(payload) end
+    result[i] = redis.call('LREM', processing, from, payload) == 1 and 1 or 2
   else
     if kind == 'r' or kind == 'x' then failed = failed + 1 end
-    if not redis.call('LPOS', processing, payload, 'RANK', from) then
+    if not find(payload) then
       result[i] = 2
     else
       local id, fp, memory = string.match(lease, '^([^|]+)|(%x+)|(.+)$')
