@@ -52,12 +52,32 @@ local function find(payload)
   return place
 end
 
+-- Where all are looked at, their leases end together, in calls as large as Lua's stack allows; else one by one,
+-- so that what is not looked at keeps its lease. One that is given twice counts the first time.
+local is_held, seen = {}, {}
+for first = 1, may_be_far and 0 or n, 1000 do
+  local names, ending = {}, {}
+  for i = first, math.min(first + 999, n) do names[#names + 1] = ARGV[5 * i - 2] end
+  for j, score in ipairs(redis.call('ZMSCORE', leases, unpack(names))) do
+    local lease = names[j]
+    if score and not seen[lease] then
+      seen[lease], is_held[first + j - 1] = true, true
+      ending[#ending + 1] = lease
+    end
+  end
+  if #ending > 0 then redis.call('ZREM', leases, unpack(ending)) end
+end
+local function end_lease(i, lease)
+  if may_be_far then return redis.call('ZREM', leases, lease) == 1 end
+  return is_held[i]
+end
+
 local result, sent, failed = {}, 0, 0
 for i = 1, n do
   if walked > most_steps then break end
   local at = 5 * i - 3
   local lease, payload, kind = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  if not is_held[i] then
+  if not end_lease(i, lease) then
     result[i] = 0
   elseif kind == 'd' then
     sent = sent + 1
