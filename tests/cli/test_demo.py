@@ -33,7 +33,7 @@ def test_all_accounted_for() -> None:
         "",
         "accepted 3 = delivered 2 + dead 1",
         "dead     1 rejected",
-        "again    2 deliveries of what had been delivered: its answer died with the killed daemon",
+        "again    2 delivered twice: the answer died with the killed daemon",
         "missing  0",
         "",
         "Nothing was lost.",

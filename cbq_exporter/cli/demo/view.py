@@ -189,14 +189,13 @@ def _clock(seconds: float) -> str:
 
 def summary(result: Reckoning) -> str:
     """The last lines, in which the numbers must be equal."""
-    again = output.count(result.again, "delivery") if result.again == 1 else f"{result.again:,} deliveries"
-    why = " of what had been delivered: its answer died with the killed daemon" if result.again else ""
+    again = f"{result.again:,} delivered twice: the answer died with the killed daemon" if result.again else "none"
     sign = "=" if result.exact else "is not"
     lines = [
         "",
         f"accepted {result.accepted:,} {sign} delivered {result.delivered:,} + dead {result.dead:,}",
         f"dead     {_counts(result.dead_by_reason)}",
-        f"again    {again}{why}",
+        f"again    {again}",
         f"missing  {output.number(result.missing)}",
         "",
         output.paint("Nothing was lost.", "green", bold=True)
