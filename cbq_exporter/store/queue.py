@@ -214,16 +214,19 @@ class Queue:
         expired = await self._connections.read("ZRANGEBYSCORE", k.leases, "-inf", now_ms, "LIMIT", 0, _MOST_LEASES)
         if not expired:
             return Recovery()
-        leases = [raw.decode("ascii", "replace") for raw in expired]
         wanted: dict[str, list[str]] = {}
-        for lease in filter(records.is_lease, leases):
-            wanted.setdefault(records.fingerprint_of(lease), []).append(lease)
-        # What is no lease belongs to no callback.
-        total = await self._recover([(lease, None) for lease in leases if not records.is_lease(lease)], 0, 0)
+        no_leases: list[tuple[bytes, None]] = []
+        for raw in expired:
+            lease = raw.decode("ascii", "replace")
+            if records.is_lease(lease):
+                wanted.setdefault(records.fingerprint_of(lease), []).append(lease)
+            else:
+                no_leases.append((raw, None))
+        total = await self._recover(no_leases, max_recoveries, 0)
         walked = 0
         async for page in self._pages_from_the_tail():
             walked += len(page)
-            found: list[tuple[str, bytes | None]] = []
+            found: list[tuple[str, bytes]] = []
             for payload in reversed(page):
                 candidates = wanted.get(_sha1(payload))
                 if candidates:
@@ -234,7 +237,9 @@ class Queue:
         lost = [(lease, None) for candidates in wanted.values() for lease in candidates]
         return total + await self._recover(lost, max_recoveries, 0)
 
-    async def _recover(self, found: Sequence[tuple[str, bytes | None]], max_recoveries: int, steps: int) -> Recovery:
+    async def _recover(
+        self, found: Sequence[tuple[str | bytes, bytes | None]], max_recoveries: int, steps: int
+    ) -> Recovery:
         """``found`` are leases and their payloads, the last of processing first; None: there is no such callback.
 
         None of them stands more than ``steps`` elements from the tail.
@@ -245,7 +250,8 @@ class Queue:
         for batch in _batches(found, lambda pair: len(pair[1] or b""), most):
             args: list[str | bytes | int] = [max_recoveries]
             for lease, payload in batch:
-                args += [lease, payload or b"", b"" if payload is None else records.of_poison(lease, payload)]
+                record = b"" if payload is None else records.of_poison(str(lease), payload)
+                args += [lease, payload or b"", record]
             codes = await self._connections.run_named(
                 "recover", [k.leases, k.processing, k.pending, k.dead, k.records, k.payloads, k.returned], args
             )

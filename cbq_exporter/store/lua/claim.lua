@@ -21,6 +21,7 @@ if redis.call('GET', lock) ~= value then
 end
 -- A foreign type at one of the keys ends the script here or while reading, before anything is moved.
 redis.call('LLEN', processing)
+redis.call('ZCARD', leases)
 local remembered = redis.call('HLEN', returned) > 0
 
 redis.call('PEXPIRE', lock, lock_ttl)
@@ -69,7 +70,8 @@ end
 
 local taken = {}
 local function take_pending()
-  -- The first tells how large they are; small pages, so that large ones are not read far beyond the budget.
+  -- The first tells how large they are. In small pages, because sizes differ: after small ones may come images of
+  -- a megabyte, and all of a page is read.
   local page_size = 1
   while #taken < from_pending and n < count do
     local want = math.min(page_size, from_pending - #taken, count - n)
@@ -87,7 +89,7 @@ local function take_pending()
       taken[#taken + 1] = payload
     end
     if #page < want then return end
-    page_size = math.max(1, math.min(128, math.floor((budget - bytes) * n / bytes)))
+    page_size = math.max(1, math.min(32, math.floor((budget - bytes) * n / bytes)))
   end
 end
 

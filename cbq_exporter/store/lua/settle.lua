@@ -42,8 +42,9 @@ end
 -- Our own claims are at the tail; what others left behind gathers at the head. Search from the nearer end.
 local ours = 2 * held + 64
 local from = length > ours and -1 or 1
--- Few callbacks among few cannot walk far, and are not asked where they stand.
-local may_be_far = n * math.min(length, ours) > most_steps
+local depth = math.max(1, math.min(length, ours))
+-- As many at a time as cannot walk too far, wherever they stand; where all are, no walk needs to be measured.
+local at_once = math.max(1, math.min(1000, math.floor(most_steps / (2 * depth))))
 local walked = 0
 local function find(payload)
   local place = redis.call('LPOS', processing, payload, 'RANK', from)
@@ -52,59 +53,49 @@ local function find(payload)
   return place
 end
 
--- Where all are looked at, their leases end together, in calls as large as Lua's stack allows; else one by one,
--- so that what is not looked at keeps its lease. One that is given twice counts the first time.
-local is_held, seen = {}, {}
-for first = 1, may_be_far and 0 or n, 1000 do
-  local names, ending = {}, {}
-  for i = first, math.min(first + 999, n) do names[#names + 1] = ARGV[5 * i - 2] end
+local result, sent, failed, seen = {}, 0, 0, {}
+
+local function settle(i)
+  local at = 5 * i - 3
+  local lease, payload, kind = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  if kind == 'd' then
+    sent = sent + 1
+    if n > at_once then find(payload) end
+    return redis.call('LREM', processing, from, payload) == 1 and 1 or 2
+  end
+  if kind == 'r' or kind == 'x' then failed = failed + 1 end
+  if not find(payload) then return 2 end
+  local id, fp, memory = string.match(lease, '^([^|]+)|(%x+)|(.+)$')
+  if kind == 'b' then
+    redis.call('LPUSH', pending, payload)
+    redis.call('HSET', returned, fp, string.format('%s|%d', memory, now))
+  else
+    redis.call('HSET', records, id, ARGV[at + 5])
+    redis.call('HSET', payloads, id, payload)
+    if kind == 'r' or kind == 'w' then
+      redis.call('ZADD', retry, now + tonumber(ARGV[at + 4]), id)
+    else
+      redis.call('ZADD', dead, now, id)
+    end
+  end
+  redis.call('LREM', processing, from, payload)
+  return 1
+end
+
+for first = 1, n, at_once do
+  if walked > most_steps then break end
+  local last = math.min(first + at_once - 1, n)
+  local names, is_held, ending = {}, {}, {}
+  for i = first, last do names[#names + 1] = ARGV[5 * i - 2] end
   for j, score in ipairs(redis.call('ZMSCORE', leases, unpack(names))) do
     local lease = names[j]
-    if score and not seen[lease] then
-      seen[lease], is_held[first + j - 1] = true, true
+    if score and not seen[lease] then -- one that is given twice counts the first time
+      seen[lease], is_held[j] = true, true
       ending[#ending + 1] = lease
     end
   end
   if #ending > 0 then redis.call('ZREM', leases, unpack(ending)) end
-end
-local function end_lease(i, lease)
-  if may_be_far then return redis.call('ZREM', leases, lease) == 1 end
-  return is_held[i]
-end
-
-local result, sent, failed = {}, 0, 0
-for i = 1, n do
-  if walked > most_steps then break end
-  local at = 5 * i - 3
-  local lease, payload, kind = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  if not end_lease(i, lease) then
-    result[i] = 0
-  elseif kind == 'd' then
-    sent = sent + 1
-    if may_be_far then find(payload) end
-    result[i] = redis.call('LREM', processing, from, payload) == 1 and 1 or 2
-  else
-    if kind == 'r' or kind == 'x' then failed = failed + 1 end
-    if not find(payload) then
-      result[i] = 2
-    else
-      local id, fp, memory = string.match(lease, '^([^|]+)|(%x+)|(.+)$')
-      if kind == 'b' then
-        redis.call('LPUSH', pending, payload)
-        redis.call('HSET', returned, fp, string.format('%s|%d', memory, now))
-      else
-        redis.call('HSET', records, id, ARGV[at + 5])
-        redis.call('HSET', payloads, id, payload)
-        if kind == 'r' or kind == 'w' then
-          redis.call('ZADD', retry, now + tonumber(ARGV[at + 4]), id)
-        else
-          redis.call('ZADD', dead, now, id)
-        end
-      end
-      redis.call('LREM', processing, from, payload)
-      result[i] = 1
-    end
-  end
+  for i = first, last do result[i] = is_held[i - first + 1] and settle(i) or 0 end
 end
 
 -- What is wrong with a statistic does not stop deliveries.
