@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "callback_queue"
 PENDING = f"{PREFIX}:pending"
 CONCURRENCY = 64
-SETTINGS = f"batch.size 100, {CONCURRENCY} requests open, log level warning"
+BATCH = 200
+SETTINGS = f"batch.size {BATCH}, {CONCURRENCY} requests open, log level warning"
 _CHUNK = 1000
 
 
@@ -37,7 +38,7 @@ def command(folder: Path, redis_url: str) -> Sequence[str]:
                 "name": "callbacks",
                 "prefix": PREFIX,
                 "mode": "dispatch",
-                "batch": {"size": 100, "max_delay": "0s"},
+                "batch": {"size": BATCH, "max_delay": "0s"},
                 "delivery": {
                     "concurrency": CONCURRENCY,
                     "per_destination": {"concurrency": CONCURRENCY},
