@@ -78,7 +78,7 @@ class Sender:
         return self.send([self.request(url, body, **other)])[0]
 
     def close(self, grace: float = 0.0) -> None:
-        self.loop.run_until_complete(self.engine.close(grace))
+        self.loop.run_until_complete(asyncio.wait_for(self.engine.close(grace), grace + 30))
 
     def __enter__(self) -> Self:
         self.engine.start()
