@@ -46,6 +46,12 @@ def test_one_that_is_lost_is_found() -> None:
     assert "accepted 3 is not delivered 1 + dead 1" in summary(result)
 
 
+def test_one_that_is_still_on_its_way_is_told() -> None:
+    result = reckon(ACCEPTED, {1: 1, 2: 1}, [], {"pending": 0, "processing": 1, "retry": 0})
+    assert not result.exact
+    assert "waiting  1 processing: time was up before they were settled" in summary(result)
+
+
 def test_delivered_and_dead_is_one_callback() -> None:
     assert reckon(ACCEPTED, {1: 1, 2: 1, 3: 1}, [_dead(b"three")]).dead == 0
 
@@ -99,7 +105,7 @@ def test_from_start_to_end() -> None:
     with tempfile.TemporaryDirectory(prefix="cbq-") as folder:
         with _start(folder, "--seconds", "6") as process:
             shown, errors = process.communicate(timeout=120)
-        assert (process.returncode, errors) == (0, "")
+        assert (process.returncode, errors) == (0, ""), shown
         positions = [shown.index(f"{scene.title}: {scene.caption}\n") for scene in story.SCENES]
         assert positions == sorted(positions)
         accepted, delivered, dead = re.findall(r"accepted (\d+) = delivered (\d+) \+ dead (\d+)\n", shown)[0]

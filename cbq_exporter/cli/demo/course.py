@@ -8,12 +8,13 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
 import click
 
+from cbq_exporter.cli import output
 from cbq_exporter.cli.demo import story
 from cbq_exporter.cli.demo.process import DaemonProcess, Totals
 from cbq_exporter.cli.demo.producer import Link, Producer
@@ -34,17 +35,24 @@ _UNSETTLED = (State.PENDING, State.PROCESSING, State.RETRY)
 async def follow(seconds: float) -> int:
     """Returns the exit code: 1 where a callback is missing."""
     logging.getLogger("cbq_exporter").setLevel(logging.ERROR)  # what the store says about a kill is no news here
-    async with _parts() as (daemon, link):
-        demo = _Demo(seconds, daemon, link)
-        result = await demo.run()
-    click.echo(summary(result))
-    return 0 if result.exact else 1
+    folder = Path(tempfile.mkdtemp(prefix="cbq-demo-"))
+    keep = False
+    try:
+        async with _parts(folder) as (daemon, link):
+            result = await _Demo(seconds, daemon, link).run()
+        click.echo(summary(result))
+        keep = not result.exact
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    if keep:
+        output.say(f"the daemon's log and data are kept in {folder}")
+    return 1 if keep else 0
 
 
 @contextlib.asynccontextmanager
-async def _parts() -> AsyncIterator[tuple[DaemonProcess, Link]]:
-    """A daemon that is ready and the way to its store; nothing of them is left afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="cbq-demo-"))
+async def _parts(folder: Path) -> AsyncIterator[tuple[DaemonProcess, Link]]:
+    """A daemon that is ready and the way to its store; none of their processes is left afterwards."""
     daemon = DaemonProcess(folder)
     config = load(daemon.config_file, {}).config
     link = Link(config, daemon.data_dir)
@@ -60,7 +68,6 @@ async def _parts() -> AsyncIterator[tuple[DaemonProcess, Link]]:
             with contextlib.suppress(CbqError):
                 async with open_store(config):
                     pass
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Demo:
@@ -88,12 +95,12 @@ class _Demo:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._producer.run(self._fraction))
                 tasks.create_task(self._kill_and_restart())
-                await self._watch()
+                left = await self._watch()
             assert self._link.store is not None
             dead = await all_dead(self._link.store.queues[_QUEUE])
         finally:
             await self._receivers.stop()
-        return reckon(self._producer.accepted, self._receivers.delivered, dead)
+        return reckon(self._producer.accepted, self._receivers.delivered, dead, left)
 
     async def _kill_and_restart(self) -> None:
         await self._until(story.KILL_AT)
@@ -104,16 +111,22 @@ class _Demo:
     async def _until(self, fraction: float) -> None:
         await asyncio.sleep(max(0.0, fraction * self._seconds - self._elapsed()))
 
-    async def _watch(self) -> None:
-        """Show what happens until everything that was accepted is settled, or that takes too long."""
+    async def _watch(self) -> Mapping[str, int]:
+        """Show what happens until everything that was accepted is settled, or that takes too long.
+
+        Returns how many were unsettled at the end, by state.
+        """
+        left: dict[str, int] = {}
         with shown() as show:
             while self._elapsed() < self._seconds + _DRAINS_WITHIN:
                 view = await self._look()
                 show(await self._moment(view))
-                settled = view is not None and not any(view.lengths.get(state) for state in _UNSETTLED)
-                if settled and self._fraction() >= 1:
-                    return
+                if view is not None:
+                    left = {state: view.lengths[state] for state in _UNSETTLED}
+                    if self._fraction() >= 1 and not any(left.values()):
+                        break
                 await asyncio.sleep(_LOOKS_EVERY)
+        return left
 
     async def _look(self) -> QueueView | None:
         """The queue as it is; None while the store does not answer."""

@@ -22,14 +22,22 @@ class Reckoning:
     missing: int
     again: int
     dead_by_reason: Mapping[str, int]
+    unsettled: Mapping[str, int]
 
     @property
     def exact(self) -> bool:
         return self.missing == 0 and self.accepted == self.delivered + self.dead
 
 
-def reckon(accepted: Mapping[bytes, int], delivered: Mapping[int, int], dead: Sequence[DeadLetter]) -> Reckoning:
-    """``accepted``: the id of each payload; ``delivered``: how often each id was; ``dead``: with their payloads."""
+def reckon(
+    accepted: Mapping[bytes, int],
+    delivered: Mapping[int, int],
+    dead: Sequence[DeadLetter],
+    unsettled: Mapping[str, int] | None = None,
+) -> Reckoning:
+    """``accepted``: the id of each payload; ``delivered``: how often each id was; ``dead``: with their payloads;
+    ``unsettled``: how many were still on their way when time was up, by state.
+    """
     ids = {accepted[one.payload]: one.reason for one in dead if one.payload is not None and one.payload in accepted}
     only_dead = {number: reason for number, reason in ids.items() if number not in delivered}
     return Reckoning(
@@ -39,6 +47,7 @@ def reckon(accepted: Mapping[bytes, int], delivered: Mapping[int, int], dead: Se
         missing=len(set(accepted.values()) - set(delivered) - set(only_dead)),
         again=sum(times - 1 for times in delivered.values()),
         dead_by_reason=dict(Counter(only_dead.values()).most_common()),
+        unsettled={state: number for state, number in (unsettled or {}).items() if number},
     )
 
 

@@ -189,17 +189,18 @@ def _clock(seconds: float) -> str:
 
 def summary(result: Reckoning) -> str:
     """The last lines, in which the numbers must be equal."""
-    again = f"{result.again:,} delivered twice: the answer died with the killed daemon" if result.again else "none"
     sign = "=" if result.exact else "is not"
+    again = f"{result.again:,} delivered twice: the answer died with the killed daemon" if result.again else "none"
     lines = [
         "",
         f"accepted {result.accepted:,} {sign} delivered {result.delivered:,} + dead {result.dead:,}",
         f"dead     {_counts(result.dead_by_reason)}",
         f"again    {again}",
         f"missing  {output.number(result.missing)}",
-        "",
-        output.paint("Nothing was lost.", "green", bold=True)
-        if result.exact
-        else output.paint("The numbers must be equal: this is a bug.", "red", bold=True),
     ]
-    return "\n".join(lines)
+    if result.unsettled:
+        lines.append(f"waiting  {_counts(result.unsettled)}: time was up before they were settled")
+    end = output.paint("Nothing was lost.", "green", bold=True)
+    if not result.exact:
+        end = output.paint("The numbers must be equal: this is a bug.", "red", bold=True)
+    return "\n".join([*lines, "", end])
