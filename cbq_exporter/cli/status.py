@@ -106,7 +106,9 @@ def _shown(shown_as: str, as_json: bool) -> Iterator[Callable[[Snapshot], None]]
 
 def _print(shown_as: str, snapshot: Snapshot, as_json: bool) -> None:
     if as_json:
-        output.print_json(snapshot)
+        from cbq_exporter.web.status import document  # the same for the command line and for HTTP
+
+        output.print_json(document(snapshot))
     else:
         click.echo(render(shown_as, snapshot))
 

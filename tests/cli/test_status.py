@@ -84,12 +84,12 @@ def test_one_queue_as_json(cli: Cli) -> None:
     cli.server.client.set("q:lock", "worker_1", ex=30)
     result = cli("status", "-q", "callbacks", "-o", "json")
     snapshot = json.loads(result.stdout)
-    assert snapshot["up"] is True
+    assert snapshot["redis"]["up"] is True
     (queue,) = snapshot["queues"]
     assert queue["queue"] == "callbacks"
-    assert queue["lengths"] == {"pending": 0, "processing": 0, "retry": 0, "dead": 0}
+    assert queue["lengths"] == {"pending": 0, "processing": 0, "retry": 0, "dead": 0, "trash": None}
     assert queue["lock"]["value"] == "worker_1"
-    assert 0 < queue["lock"]["ttl"] <= 30
+    assert 0 < queue["lock"]["ttl_seconds"] <= 30
     assert queue["last_send_at"] is None
 
 
