@@ -34,7 +34,7 @@ from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
 from tests.support.servers import KINDS, Server
 
 SEED = int(os.environ.get("CBQ_CHAOS_SEED", "20261124"))
-SECONDS = float(os.environ.get("CBQ_CHAOS_SECONDS", "36"))
+SECONDS = float(os.environ.get("CBQ_CHAOS_SECONDS", "33"))
 
 # Three queues, so that each kill finds three times as many things half done.
 PREFIXES = ("one", "two", "three")
@@ -196,7 +196,7 @@ def test_nothing_is_lost_when_daemons_and_store_are_killed(kind: str) -> None:
             while time.monotonic() < end:
                 _wait_for_work(receiver)
                 time.sleep(chance.uniform(0.0, 0.25))  # the moment of the kill
-                if chance.random() < 0.25:
+                if chance.random() < 0.4:
                     server.kill()
                     kills["store"] += 1
                     if chance.random() < 0.5:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.e2e.bare_client import PREFIX, item, lengths, number_of, push, wait_until_settled
 from tests.support.counting_receiver import CountingReceiver
@@ -42,7 +44,7 @@ class Place:
         assert self.daemon.metrics().get("cbq_up") == 1
         until(lambda: self.daemon.metrics().get("cbq_dispatch_leader") == 1)
 
-    def waits_without_spinning(self, seconds: float = 2.0) -> None:
+    def waits_without_spinning(self, seconds: float = 1.5) -> None:
         until(self._flush_has_failed)  # an idle one looks each five seconds; from then on it could spin
         cpu, began = self.daemon.cpu_seconds(), time.monotonic()
         time.sleep(seconds)  # not waiting for anything: this is the measurement
@@ -228,7 +230,8 @@ def test_a_script_of_somebody_else_blocks_redis(place: Place) -> None:
 
 
 def _endless_script(server: Server) -> None:
-    client = redis.Redis(unix_socket_path=str(server.socket))
+    # Without patience of the library's own, which would start it again after five seconds.
+    client = redis.Redis(unix_socket_path=str(server.socket), socket_timeout=None, retry=Retry(NoBackoff(), 0))
     try:
         client.eval("while true do end", 0)
     except redis.ResponseError:
