@@ -414,9 +414,9 @@ class Dispatcher:
 
     async def keep(self) -> int:
         """Prolong the lock and the leases of all that is held; returns how many leases. Raises StoreError."""
-        if self._leading and self._clock.monotonic() >= self._lock_until:
-            self._lose_lock()
-        elif self._leading:
+        if self._leading:
+            if self._clock.monotonic() >= self._lock_until:
+                self._lose_lock()
             await self._take_lock()
         leases = list(self._held)
         if not leases:

@@ -68,7 +68,7 @@ class Settler:
 
     async def _run(self) -> None:
         pause = _FIRST_PAUSE
-        unsure = False
+        unsure: set[str] = set()  # leases of calls that may have been carried out without our hearing of it
         while True:
             await self._something.wait()
             batch = [self._waiting[i] for i in range(min(len(self._waiting), _MOST_AT_ONCE))]
@@ -78,20 +78,23 @@ class Settler:
                 if self.trouble is None:
                     log.warning("ends of sends cannot be stored", extra={"queue": self._name, "error": str(error)})
                 self.trouble = error
-                unsure = True
+                unsure.update(one.claimed.lease for one in batch)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             except Exception:
                 log.exception("settling failed", extra={"queue": self._name})
-                unsure = True
+                unsure.update(one.claimed.lease for one in batch)
                 await asyncio.sleep(_LONGEST_PAUSE)
                 continue
             if unsure:
-                # An earlier call may have been carried out without our hearing of it: then this one found no
-                # lease, and the work was done all the same.
-                settled = [Settled.DONE if one is Settled.FENCED else one for one in settled]
-            pause, unsure, self.trouble = _FIRST_PAUSE, False, None
+                # Then this call found no lease, and the work was done all the same.
+                settled = [
+                    Settled.DONE if one is Settled.FENCED and settlement.claimed.lease in unsure else one
+                    for settlement, one in zip(batch, settled, strict=False)
+                ]
+                unsure.difference_update(one.claimed.lease for one in batch[: len(settled)])
+            pause, self.trouble = _FIRST_PAUSE, None
             self._take_off(batch[: len(settled)], settled)
 
     def _take_off(self, done: Sequence[Settlement], settled: Sequence[Settled]) -> None:
