@@ -7,6 +7,7 @@ StoreMisuse (a key holds a foreign type, a permission is missing).
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ from cbq_exporter.model import (
     Waiting,
 )
 from cbq_exporter.store import records
-from cbq_exporter.store.connections import Connections
+from cbq_exporter.store.connections import MUTATION_TIMEOUT, Connections
 from cbq_exporter.store.keys import QueueKeys
 
 STATS_TTL = 86_400  # seconds after the last change, as existing tools expect
@@ -42,6 +43,7 @@ _PAGE_BYTES = 1024 * 1024
 _PAGE_ITEMS = 2000
 _MOST_LEASES = 10_000  # expired ones, in one look
 _SWEEP_PAGES = 100  # in one sweep
+_LATE = 1.0  # seconds that the store's clock may be read too early
 
 T = TypeVar("T")
 
@@ -55,6 +57,7 @@ class Queue:
         self.keys = keys
         self.lock_value = lock_value
         self._connections = connections
+        self._ahead_ms: int | None = None  # the store's clock less our elapsed time
         self._swept_to = {keys.records: 0, keys.payloads: 0}  # cursors
 
     # --- the send lock -----------------------------------------------------------------------
@@ -137,13 +140,22 @@ class Queue:
                 _ms(lease),
                 count if from_pending is None else from_pending,
                 LAST_SEND_TTL,
+                self._latest_ms(),
             ],
         )
         if answer[0] == 0:
+            self._ahead_ms = None
             return None
         _, now_ms, left, next_due, from_retry = answer[:5]
+        self._ahead_ms = now_ms - _monotonic_ms()
         items = tuple(records.claimed(answer[i], answer[i + 1]) for i in range(5, len(answer), 2))
         return Claim(now_ms, items, from_retry, left, next_due if next_due >= 0 else None)
+
+    def _latest_ms(self) -> int:
+        """The store's time past which a claim sent now has no one left to hear its answer; 0: not known."""
+        if self._ahead_ms is None:
+            return 0
+        return _monotonic_ms() + self._ahead_ms + _ms(MUTATION_TIMEOUT + _LATE)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """End claims. Repeating a call that ended with StoreUnavailable is safe: what was settled by it is
@@ -435,6 +447,10 @@ def _batches(values: Sequence[T], size_of: Callable[[T], int], most: int) -> Ite
             first, size = position, size_of(value)
     if values:
         yield values[first:]
+
+
+def _monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 def _ms(seconds: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ from cbq_exporter.model import (
 )
 from cbq_exporter.store.keys import QueueKeys
 from tests.support.queues import FAILURE, OURS, DrivenQueue, callback
-from tests.support.servers import Server
+from tests.support.servers import KINDS, Server
 
 DELIVERED = Delivered()
 RETRY_NOW = Retry(0.0, FAILURE)
@@ -189,6 +190,27 @@ def test_more_items_than_luas_stack_holds_go_through_every_script(q: DrivenQueue
     assert q.do(q.queue.trim_dead(0, 3600.0, batch=10_000)) == 3100
     assert len(q.pending) == 5000
     assert not q.redis.exists(q.keys.dead, q.keys.records, q.keys.payloads)
+
+
+def test_one_script_takes_no_more_than_it_can_in_a_moment(q: DrivenQueue) -> None:
+    q.redis.rpush(q.keys.pending, *(callback(n) for n in range(3000)))
+    claims = [q.claim(10_000) for _ in range(6)]
+    assert [len(claim.items) for claim in claims] == [500] * 6
+    claimed = [one for claim in claims for one in claim.items]
+    in_order = q.do(q.queue.settle([Settlement(one, RETRY_LATER) for one in claimed]))
+    assert in_order == [Settled.DONE] * 500
+    shuffled = random.Random(1).sample(claimed[500:], 500)
+    far_apart = q.do(q.queue.settle([Settlement(one, RETRY_LATER) for one in shuffled]))
+    assert far_apart == [Settled.DONE] * len(far_apart)
+    assert 20 < len(far_apart) < 200
+    assert q.redis.zcard(q.keys.leases) == len(q.processing) == 2500 - len(far_apart)
+
+    q.redis.flushall()
+    q.redis.rpush(q.keys.pending, *(callback(n, 900_000) for n in range(10)))
+    q.redis.config_resetstat()
+    assert [len(q.claim(10).items) for _ in range(5)] == [2] * 5
+    # Moved by name, so that the bytes are not written to the append-only file again.
+    assert q.redis.info("commandstats")["cmdstat_lmove"]["calls"] == 10
 
 
 def test_neither_retries_nor_pending_callbacks_starve(q: DrivenQueue) -> None:
@@ -389,7 +411,26 @@ def test_equal_callbacks_far_apart_in_processing_are_all_recovered(q: DrivenQueu
     assert q.processing == []
 
 
-def test_a_lease_that_is_extended_or_ended_meanwhile_is_left_alone(q: DrivenQueue) -> None:
+def test_a_lease_that_is_extended_while_recovery_looks_is_left_alone(
+    q: DrivenQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q.redis.rpush(q.keys.pending, callback(1), callback(2))
+    one, two = q.claim().items
+    q.let_leases_run_out()
+    read = q.connections.read
+
+    async def read_late(*command: Any) -> Any:
+        if command[0] == "LRANGE":
+            assert await q.queue.extend([one.lease], 60.0) == [True]
+            assert await q.queue.settle([Settlement(two, DELIVERED)]) == [Settled.DONE]
+        return await read(*command)
+
+    monkeypatch.setattr(q.connections, "read", read_late)
+    assert q.do(q.queue.recover_expired(3)) == Recovery()
+    assert q.everywhere == Counter(q.processing) == Counter([callback(1)])
+
+
+def test_only_what_nobody_keeps_is_recovered(q: DrivenQueue) -> None:
     q.redis.rpush(q.keys.pending, *(callback(n) for n in range(3)))
     one, two, three = q.claim().items
     q.let_leases_run_out()
@@ -460,8 +501,13 @@ def test_a_dead_letter_says_why_it_died(q: DrivenQueue) -> None:
 
 
 def test_a_dead_letter_that_is_sent_again_has_a_clean_record(q: DrivenQueue) -> None:
-    q.redis.rpush(q.keys.pending, callback(1))
-    q.settle(REJECTED, *q.claim().items)
+    q.redis.rpush(q.keys.pending, callback(1), callback(1))
+    q.settle(RETRY_NOW, *q.claim().items)
+    q.let_retries_be_due()
+    one, its_equal = q.claim().items
+    q.settle(REJECTED, one)
+    q.settle(PutBack(), its_equal)
+    q.redis.lpop(q.keys.pending)  # somebody else takes that one; its attempts are still remembered
     q.redis.rpush(q.keys.pending, callback(2))
     ids = q.do(q.queue.dead_ids(offset=0, count=9))
     assert q.do(q.queue.dead_retry([*ids, *ids, "0-0-0"])) == 1
@@ -668,3 +714,20 @@ def test_single_keys_can_have_names_of_their_own() -> None:
         "numbers:failed",
     )
     assert keys.leases == "q:leases"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_claim_that_nobody_waits_for_any_more_takes_nothing(kind: str) -> None:
+    """A server that hangs finds it when it goes on: callbacks under a lease that nobody knows would wait for its end."""
+    with Server(kind) as server, DrivenQueue(server) as q:
+        q.redis.rpush(q.keys.pending, callback(1), callback(2))
+        (first,) = q.claim(1).items
+        server.send_signal(signal.SIGSTOP)
+        with pytest.raises(StoreUnavailable):
+            q.try_claim(1)
+        time.sleep(1.5)  # past the moment until which the answer could have been meant for somebody
+        server.send_signal(signal.SIGCONT)
+        assert q.settle(DELIVERED, first) == [Settled.DONE]
+        assert (q.pending, q.processing) == ([callback(2)], [])
+        assert not q.redis.exists(q.keys.leases)
+        assert q.try_claim(1) is not None

@@ -42,8 +42,8 @@ class DrivenQueue:
         self.redis: Any = server.client
         self.keys = QueueKeys.of(prefix)
         self._loop = asyncio.new_event_loop()
-        self._connections = Connections(server.url, shown_as="test")
-        self.queue = Queue(self._connections, self.keys, lock_value=lock_value)
+        self.connections = Connections(server.url, shown_as="test")
+        self.queue = Queue(self.connections, self.keys, lock_value=lock_value)
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(work)
@@ -52,7 +52,7 @@ class DrivenQueue:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.do(self._connections.close())
+        self.do(self.connections.close())
         self._loop.close()
 
     # --- the daemon's side -------------------------------------------------------------------

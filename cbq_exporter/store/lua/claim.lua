@@ -4,8 +4,10 @@
 --       9 fence  10 last_send_time
 -- ARGV  1 our lock value  2 lock TTL, ms  3 most callbacks  4 most bytes (one callback may exceed it)
 --       5 lease, ms  6 most of `count` that may come from pending  7 TTL of last_send_time, s
+--       8 our time, ms, past which nobody waits for the answer any more; 0 where it is not known
 -- Returns {1, now_ms, pending left, due time of the next retry or -1, from retry, lease, payload, lease, ...}
---         or {0} where the lock is not ours (any more).
+--         or {0} where the lock is not ours (any more), or where this comes too late: a server that hung
+--         may find many claims when it goes on.
 --
 -- Leases are written before anything is moved: an error in between leaves a lease without a callback, which
 -- is swept, and never a callback without a lease.
@@ -24,9 +26,13 @@ redis.call('LLEN', processing)
 redis.call('ZCARD', leases)
 local remembered = redis.call('HLEN', returned) > 0
 
-redis.call('PEXPIRE', lock, lock_ttl)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local latest = tonumber(ARGV[8])
+if latest > 0 and now > latest then
+  return {0}
+end
+redis.call('PEXPIRE', lock, lock_ttl)
 local token = redis.call('INCR', fence)
 
 local out, scores, n, bytes = {1, now, 0, -1, 0}, {}, 0, 0
