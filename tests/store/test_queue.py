@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -705,6 +706,48 @@ def test_all_keys_of_a_queue_share_a_slot_where_its_prefix_has_a_hash_tag() -> N
     assert len({key_slot(key.encode()) for key in tagged}) == 1
 
 
+@pytest.fixture(params=KINDS)
+def cluster(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A cluster of one node: it refuses every key of another slot, and every key that was not named."""
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        ports = ["--port", str(one.getsockname()[1]), "--cluster-port", str(other.getsockname()[1])]
+    with Server(request.param, *ports, "--bind", "127.0.0.1", "--cluster-enabled", "yes") as node:
+        client: Any = node.client
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        give_up_at = time.monotonic() + 20
+        while client.cluster("info").get("cluster_state") != "ok":
+            assert time.monotonic() < give_up_at
+            time.sleep(0.02)
+        yield node
+
+
+def test_every_script_names_all_its_keys_and_they_share_a_slot(cluster: Server) -> None:
+    with DrivenQueue(cluster, "{callbacks}:queue") as q:
+        q.do(q.queue.enqueue([callback(n) for n in range(6)]))
+        outcomes: tuple[Outcome, ...] = (DELIVERED, RETRY_NOW, REJECTED, PutBack())
+        for one, outcome in zip(q.claim(5).items, outcomes, strict=False):
+            assert q.settle(outcome, one) == [Settled.DONE]
+        q.let_leases_run_out()
+        assert q.do(q.queue.recover_expired(3)) == Recovery(returned=1)
+        q.let_retries_be_due()
+        held = q.claim().items
+        assert q.do(q.queue.extend([one.lease for one in held], 60.0)) == [True] * 4
+        q.let_leases_run_out(held[0].lease)
+        assert q.do(q.queue.recover_expired(0)) == Recovery(dead=1)
+        first, second = q.do(q.queue.dead_ids(offset=0, count=9))
+        assert (q.do(q.queue.dead_retry([first])), q.do(q.queue.dead_purge([second]))) == (1, 1)
+        q.redis.hset(q.keys.records, "1-1-1", b"{}")
+        assert (q.do(q.queue.sweep()), q.do(q.queue.trim_dead(0, 1.0))) == (1, 0)
+        q.settle(PutBack(), *held[1:])
+        assert q.do(q.queue.forget_returned(0, 10**14)) == (0, 3)
+        assert q.do(q.queue.free_lock())
+    with DrivenQueue(cluster, "callback_queue") as untagged, pytest.raises(StoreMisuse) as caught:
+        untagged.do(untagged.queue.enqueue([callback(1)]))
+    assert caught.value.kind == "crossslot"
+
+
 def test_single_keys_can_have_names_of_their_own() -> None:
     keys = QueueKeys.of("q", pending="in", processing="at-work", lock="the-lock", last_send="last", stats="numbers")
     assert (keys.pending, keys.processing, keys.lock, keys.last_send) == ("in", "at-work", "the-lock", "last")
@@ -718,7 +761,7 @@ def test_single_keys_can_have_names_of_their_own() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_claim_that_nobody_waits_for_any_more_takes_nothing(kind: str) -> None:
-    """A server that hangs finds it when it goes on: callbacks under a lease that nobody knows would wait for its end."""
+    """A server that hangs finds it when it goes on: under a lease that nobody knows, callbacks would wait for long."""
     with Server(kind) as server, DrivenQueue(server) as q:
         q.redis.rpush(q.keys.pending, callback(1), callback(2))
         (first,) = q.claim(1).items
