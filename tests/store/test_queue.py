@@ -200,18 +200,29 @@ def test_one_script_takes_no_more_than_it_can_in_a_moment(q: DrivenQueue) -> Non
     claimed = [one for claim in claims for one in claim.items]
     in_order = q.do(q.queue.settle([Settlement(one, RETRY_LATER) for one in claimed]))
     assert in_order == [Settled.DONE] * 500
-    shuffled = random.Random(1).sample(claimed[500:], 500)
-    far_apart = q.do(q.queue.settle([Settlement(one, RETRY_LATER) for one in shuffled]))
-    assert far_apart == [Settled.DONE] * len(far_apart)
-    assert 20 < len(far_apart) < 200
-    assert q.redis.zcard(q.keys.leases) == len(q.processing) == 2500 - len(far_apart)
+    shuffled = random.Random(1).sample(claimed[500:], 1000)
+    left = 2500
+    for outcome in (RETRY_LATER, DELIVERED):
+        far_apart = q.do(q.queue.settle([Settlement(one, outcome) for one in shuffled]))
+        assert far_apart == [Settled.DONE] * len(far_apart)
+        assert 20 < len(far_apart) < 200
+        left -= len(far_apart)
+        assert q.redis.zcard(q.keys.leases) == len(q.processing) == left
+        del shuffled[: len(far_apart)]
 
     q.redis.flushall()
     q.redis.rpush(q.keys.pending, *(callback(n, 900_000) for n in range(10)))
     q.redis.config_resetstat()
-    assert [len(q.claim(10).items) for _ in range(5)] == [2] * 5
+    claims = [q.claim(10) for _ in range(5)]
+    assert [len(claim.items) for claim in claims] == [2] * 5
     # Moved by name, so that the bytes are not written to the append-only file again.
     assert q.redis.info("commandstats")["cmdstat_lmove"]["calls"] == 10
+    q.settle(REJECTED, *(one for claim in claims for one in claim.items))
+    ids = q.do(q.queue.dead_ids(offset=0, count=10))
+    q.do(q.queue.dead_retry(["0-0-0"]))
+    q.redis.config_resetstat()
+    assert q.do(q.queue.dead_retry(ids)) == 10
+    assert q.redis.info("commandstats")["cmdstat_evalsha"]["calls"] == 5
 
 
 def test_neither_retries_nor_pending_callbacks_starve(q: DrivenQueue) -> None:
