@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class Mode(StrEnum):
@@ -64,6 +65,8 @@ class Trigger(StrEnum):
 
     SCHEDULE = "schedule"
     CLI = "cli"
+    API = "api"
+    ALERT = "alert"
 
 
 class FlushReason(StrEnum):
@@ -206,6 +209,43 @@ class Recovery:
         return Recovery(
             self.returned + other.returned, self.dead + other.dead, self.leases_dropped + other.leases_dropped
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts. ``name``: empty for the schedule, user@host, the API's user, or the alert's fingerprint."""
+
+    trigger: Trigger
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.trigger}:{self.name}" if self.name else str(self.trigger)
+
+
+class Result(StrEnum):
+    """How an operation ended, or how far it is. A closed set: it is a metric label."""
+
+    STARTED = "started"
+    DONE = "done"
+    FAILED = "failed"
+    REFUSED = "refused"  # by a safety rule, or by the operator
+    DRY_RUN = "dry_run"
+    CHANGED = "changed"  # what was planned no longer matched what was there
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One line of the audit. ``at`` is epoch seconds, by the store; ``before`` and ``after`` are plain values."""
+
+    id: str
+    at: float
+    actor: Actor
+    operation: str
+    queue: str
+    reason: str
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    result: Result
 
 
 @dataclass(frozen=True, slots=True)

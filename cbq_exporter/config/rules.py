@@ -21,7 +21,10 @@ WORKERS_RETRY_WINDOW = 2 * MINUTE  # existing workers try a callback again for a
 _UNAVAILABLE = "is not available yet in this version"
 
 # The daemon's own keys of a queue, after its prefix.
-_OWN_KEYS = ("leases", "retry", "dead", "records", "payloads", "returned", "fence")
+_OWN_KEYS = (
+    *("leases", "retry", "dead", "records", "payloads", "returned", "fence", "sightings", "lock_seen", "daemons"),
+    *("audit", "trash", "trash_notes", "paused"),
+)
 
 Rule = Callable[[Config], Iterator[Finding]]
 QueueRule = Callable[[Place, QueueConfig], Iterator[Finding]]

@@ -23,6 +23,13 @@ class QueueKeys:
     payloads: str  # hash: id to payload, for what is in retry or dead
     returned: str  # hash: SHA-1 of a payload back in pending to attempts|recoveries|first ms|returned ms
     fence: str  # string: integer, one more for each claim
+    sightings: str  # sorted set: "<SHA-1>#<k>" of what others have in processing by first sighting, ms
+    lock_seen: str  # hash: value, first_ms, seen_ms of the send lock as it was seen
+    daemons: str  # sorted set: lock value of a daemon by its last heartbeat, ms
+    audit: str  # stream: who did what and why
+    trash: str  # sorted set: id of a reset by the end of its keeping, ms
+    trash_notes: str  # hash: id of a reset to JSON
+    paused: str  # hash: "" (the queue) or a destination to JSON
 
     @classmethod
     def of(
@@ -51,6 +58,13 @@ class QueueKeys:
             payloads=f"{prefix}:payloads",
             returned=f"{prefix}:returned",
             fence=f"{prefix}:fence",
+            sightings=f"{prefix}:sightings",
+            lock_seen=f"{prefix}:lock_seen",
+            daemons=f"{prefix}:daemons",
+            audit=f"{prefix}:audit",
+            trash=f"{prefix}:trash",
+            trash_notes=f"{prefix}:trash_notes",
+            paused=f"{prefix}:paused",
         )
 
     def all(self) -> tuple[str, ...]:

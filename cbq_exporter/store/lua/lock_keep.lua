@@ -9,5 +9,8 @@ local current = redis.call('GET', lock)
 if current and current ~= value then
   return {0, redis.call('PTTL', lock)}
 end
-redis.call('SET', lock, value, 'PX', ttl)
+-- First a write that adds nothing: after one, a full memory does not refuse the next, and who has the lock empties it.
+if redis.call('PEXPIRE', lock, ttl) == 0 then
+  redis.call('SET', lock, value, 'PX', ttl)
+end
 return {1, tonumber(ttl)}
