@@ -69,6 +69,20 @@ class Trigger(StrEnum):
     ALERT = "alert"
 
 
+class OperationName(StrEnum):
+    """What a person, an alert or the schedule may have done to a queue. A closed set: it is a metric label."""
+
+    UNLOCK = "unlock"
+    RECOVER = "recover"
+    RESET = "reset"
+    UNDO = "undo"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RETRY_DEAD = "retry_dead"
+    PURGE_DEAD = "purge_dead"
+    ENQUEUE = "enqueue"
+
+
 class FlushReason(StrEnum):
     """Why a batch goes out now. A closed set: it is a metric label."""
 
@@ -209,6 +223,65 @@ class Recovery:
         return Recovery(
             self.returned + other.returned, self.dead + other.dead, self.leases_dropped + other.leases_dropped
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessingLook:
+    """What one look at processing found; see ``store.healing``.
+
+    ``untracked`` counts callbacks that no lease of ours holds, ``stuck`` those of them that were first seen long
+    enough ago. ``new`` and ``gone`` are sightings that began and ended with this look. ``ineffective`` counts
+    callbacks that were recovered twice or more and are not delivered yet. ``at`` is the store's clock, in epoch
+    seconds. ``begun_anew``: the store's clock had leapt, so that what was seen before no longer counts.
+    """
+
+    at: float
+    untracked: int = 0
+    stuck: int = 0
+    new: int = 0
+    gone: int = 0
+    leases_over: int = 0
+    ineffective: int = 0
+    begun_anew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LockLook:
+    """The send lock as it was seen. Times are epoch seconds of the store's clock; ``ttl`` is seconds, None: no expiry.
+
+    ``value`` is what it holds, byte for byte. ``first_seen_at`` is when that value was first seen,
+    ``untouched_since`` when it was first seen and not prolonged since. ``beat_at`` is the last heartbeat of the daemon
+    that wrote the value; None where there was none.
+    """
+
+    value: bytes
+    ttl: float | None
+    first_seen_at: float
+    untouched_since: float
+    beat_at: float | None
+    now: float
+
+    @property
+    def shown(self) -> str:
+        """The value for people."""
+        return self.value.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class LockRule:
+    """When a lock is left behind. Times are seconds; ``dead_after`` is the age of a heartbeat that counts as dead."""
+
+    no_ttl_after: float
+    max_ttl: float
+    dead_after: float
+
+
+class ReleaseReason(StrEnum):
+    """Why a lock is released without its holder. A closed set: it is a metric label."""
+
+    NO_TTL = "no_ttl"
+    TTL_BEYOND_MAX = "ttl_beyond_max"
+    HOLDER_DEAD = "holder_dead"
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,3 +69,7 @@ class QueueKeys:
 
     def all(self) -> tuple[str, ...]:
         return tuple(getattr(self, field.name) for field in fields(self))
+
+    def trash_of(self, trash_id: str) -> QueueKeys:
+        """Where a reset has put each of these keys; of the same Redis types."""
+        return QueueKeys(**{field.name: f"{self.trash}:{trash_id}:{field.name}" for field in fields(self)})
