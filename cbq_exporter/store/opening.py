@@ -12,6 +12,7 @@ from cbq_exporter.config import redis_url
 from cbq_exporter.config.models import Config, QueueConfig
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.embedded import COMMAND, EmbeddedServer, holder
+from cbq_exporter.store.healing import Healing
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.queue import Queue
 from cbq_exporter.store.reader import Reader, Source
@@ -21,10 +22,13 @@ _PATIENCE = 10.0  # seconds that a command waits for a daemon to start, or for a
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """``queues`` by name, in the order of the configuration; ``shown_as`` is the server's address for people."""
+    """``queues`` and ``healing`` by name, in the order of the configuration; ``shown_as`` is the server's address for
+    people.
+    """
 
     connections: Connections
     queues: Mapping[str, Queue]
+    healing: Mapping[str, Healing]
     reader: Reader
     shown_as: str
 
@@ -42,8 +46,9 @@ def make_store(
     shown_as = f"{config.data_dir} (embedded)" if config.redis.url is None else redis_url.redacted(url)
     connections = Connections(url, shown_as=shown_as, on_error=on_error)
     queues = {queue.name: Queue(connections, keys_of(queue), lock_value=lock_value) for queue in config.queues}
+    healing = {queue.name: Healing(connections, keys_of(queue), lock_value) for queue in config.queues}
     sources = [Source(queue.name, queue.mode, keys_of(queue), lock_value) for queue in config.queues]
-    return Store(connections, queues, Reader(connections, sources), shown_as)
+    return Store(connections, queues, healing, Reader(connections, sources), shown_as)
 
 
 def keys_of(queue: QueueConfig) -> QueueKeys:

@@ -74,6 +74,23 @@ def of_poison(lease: str, payload: bytes) -> bytes:
     )
 
 
+def of_stuck(payload: bytes, recoveries: int, now_ms: int) -> bytes:
+    """The record of a callback that other workers claimed and left in processing too often."""
+    return _record(
+        attempts=0,
+        recoveries=recoveries,
+        first_ms=now_ms,
+        size=len(payload),
+        url=item.url_of(payload),
+        destination="",
+        reason=DeadReason.POISON.value,
+        failure=Failure(
+            kind="poison",
+            detail=f"it was left in processing {recoveries} times: its worker dies of it, or does not clear it away",
+        ),
+    )
+
+
 def dead_letter(letter_id: str, died_ms: float, record: bytes | None, payload: bytes | None, size: int) -> DeadLetter:
     """Read what was kept; a record that is missing or broken leaves its fields empty."""
     fields: dict[str, Any] = {}

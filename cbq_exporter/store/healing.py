@@ -1,0 +1,447 @@
+"""What a daemon sees of what others left behind, and how it is taken back: the send lock, and processing.
+
+Nothing of it is done at first sight: what was seen, and when by the store's clock, is kept in the store. So a restart
+neither begins anew nor acts at once. Where nobody looked for as long as the rule asks for, what was seen is forgotten
+by itself, and where the store's clock leaps, by us: nobody can say what happened meanwhile.
+
+Every method raises StoreUnavailable (try again later; a change may or may not have happened) or StoreMisuse.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from cbq_exporter.clock import SYSTEM_CLOCK, Clock
+from cbq_exporter.model import LockLook, ProcessingLook, Recovery
+from cbq_exporter.store import records
+from cbq_exporter.store.connections import Connections
+from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.queue import Queue
+
+MOST_SIGHTINGS = 100_000  # callbacks, the oldest claims; the others come later
+_LOOKS_MISSED = 3  # so many looks in a row may be left out before what was seen is forgotten
+
+# Nobody else is served while a script runs: each ends within 5 ms, unless a single payload takes longer.
+_PAGE_BYTES = 1024 * 1024  # of payloads that are read
+_PAGE_ITEMS = 2000
+_MOST_MOVED = 200  # callbacks, in one script
+_MOST_MOVED_BYTES = 1024 * 1024
+_MOST_MEMBERS = 500  # of a sorted set, in one command
+_MOST_INEFFECTIVE_PAGES = 200
+
+_BEATS_KEPT = 3600.0  # seconds
+_MOST_DAEMONS = 1000
+_LEAP_MS = 2000  # by so much the store's clock may differ from ours between two looks
+_NO_RECORD = 10**9  # more recoveries than anything has: nothing becomes a dead letter
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """Whether the store's clock has leapt since this ledger was last written, by our own elapsed time."""
+
+    clock: Clock
+    _ahead_ms: float | None = None
+
+    def has_leapt(self, store_ms: float, began_monotonic: float) -> bool:
+        ended = self.clock.monotonic()
+        ahead = store_ms - ended * 1000
+        before, self._ahead_ms = self._ahead_ms, ahead
+        return before is not None and abs(ahead - before) > _LEAP_MS + (ended - began_monotonic) * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A callback of processing, at ``place`` from the head."""
+
+    place: int
+    fingerprint: str
+    payload: bytes
+    sighting: str
+
+
+class Healing:
+    """One queue. ``lock_value`` is what this daemon writes into the send lock; empty where it writes none."""
+
+    def __init__(
+        self, connections: Connections, keys: QueueKeys, lock_value: str = "", *, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        self.keys = keys
+        self.lock_value = lock_value
+        self._connections = connections
+        self._clock = clock
+        self._queue = Queue(connections, keys)
+        self._lock_ledger, self._sightings_ledger = _Ledger(clock), _Ledger(clock)
+        self._mark = f"\0cbq-exporter {secrets.token_hex(16)}"
+
+    # --- the send lock -----------------------------------------------------------------------
+
+    async def beat(self) -> None:
+        """Say that this daemon lives."""
+        if self.lock_value:
+            arguments = [self.lock_value, _ms(_BEATS_KEPT), _MOST_DAEMONS]
+            await self._connections.run_named("beat", [self.keys.daemons], arguments)
+
+    async def look_at_lock(self, *, forget_after: float = 60.0) -> LockLook | None:
+        """What the lock is now and since when; None where it is free. Remembers the first sight of it.
+
+        Where nobody looks for ``forget_after`` seconds, the next look is the first.
+        """
+        began = self._clock.monotonic()
+        answer = await self._look_at_lock(forget_after, anew=False)
+        if answer and self._lock_ledger.has_leapt(answer[5], began):
+            answer = await self._look_at_lock(forget_after, anew=True)
+        if not answer:
+            return None
+        value, ttl_ms, first_ms, untouched_ms, beat_ms, now_ms = answer
+        return LockLook(
+            value=value,
+            ttl=None if ttl_ms < 0 else ttl_ms / 1000,
+            first_seen_at=first_ms / 1000,
+            untouched_since=untouched_ms / 1000,
+            beat_at=None if beat_ms < 0 else beat_ms / 1000,
+            now=now_ms / 1000,
+        )
+
+    async def _look_at_lock(self, forget_after: float, *, anew: bool) -> list[Any]:
+        k = self.keys
+        arguments = [_ms(forget_after), int(anew)]
+        answer: list[Any] = await self._connections.run_named("lock_look", [k.lock, k.lock_seen, k.daemons], arguments)
+        return answer
+
+    async def release_lock(self, look: LockLook, *, even_if_touched: bool = False) -> bool:
+        """Delete the lock where it still is what was looked at, and say whether it was.
+
+        Not where it was prolonged since, got or lost its expiry, or where its holder gave a sign of life; with
+        ``even_if_touched`` its value alone counts.
+        """
+        k = self.keys
+        was: list[str | int] = ["", ""]
+        if not even_if_touched:
+            was = [-1 if seconds is None else _ms(seconds) for seconds in (look.ttl, look.beat_at)]
+        released = await self._connections.run_named(
+            "lock_release", [k.lock, k.lock_seen, k.daemons], [look.value, *was]
+        )
+        return bool(released == 1)
+
+    # --- looking at processing ---------------------------------------------------------------
+
+    async def look_at_processing(self, stuck_after: float, *, every: float = 0.0) -> ProcessingLook:
+        """Remember the first sight of each callback that no lease of ours holds, and forget those that are gone.
+
+        ``stuck_after`` and ``every``, the time between two looks, are seconds. At most MOST_SIGHTINGS callbacks are
+        looked at: those that have been in processing for longest.
+        """
+        k = self.keys
+        began = self._clock.monotonic()
+        answers = await self._read_many(
+            ("TIME",),
+            ("ZRANGE", k.leases, 0, 0, "WITHSCORES"),
+            ("EXISTS", k.sightings),
+            ("HLEN", k.returned),
+            ("LLEN", k.processing),
+            ("ZCARD", k.leases),
+        )
+        time, next_over, seen, returned, length, leases = answers
+        now_ms = _time_ms(time)
+        look = ProcessingLook(at=now_ms / 1000)
+        if next_over and float(next_over[1]) <= now_ms:
+            look = replace(look, leases_over=await self._count(k.leases, now_ms))
+        if self._sightings_ledger.has_leapt(now_ms, began) and seen:
+            await self._connections.run_named("sight_anew", [k.sightings], [])
+            look = replace(look, begun_anew=True)
+        if returned:
+            look = replace(look, ineffective=await self._ineffective())
+        if not seen and length <= leases:
+            return look
+        copies = await self._untracked()
+        untracked = copies.total()
+        if not untracked and not seen:
+            return look
+        keep = _ms(stuck_after + _LOOKS_MISSED * every)
+        gone, used, stuck = await self._compare(copies, now_ms - _ms(stuck_after))
+        new = list(_names(copies, used))
+        for ended in _chunks(gone, _MOST_MEMBERS):
+            await self._connections.run_named("sight", [k.sightings], [keep, len(ended), *ended])
+        for began_now in list(_chunks(new, _MOST_MEMBERS)) or [[]]:
+            await self._connections.run_named("sight", [k.sightings], [keep, 0, *began_now])
+        return replace(look, untracked=untracked, stuck=stuck, new=len(new), gone=len(gone))
+
+    async def _untracked(self) -> Counter[bytes]:
+        """How many of each callback, by its SHA-1, are in processing and under no lease."""
+        leased = await self._leased()
+        copies: Counter[bytes] = Counter()
+        async for _, page in self._pages(leased.total()):
+            copies.update(_digest(payload) for payload in page)
+        if not copies:
+            return copies
+        # Those that were leased before or after the walk: what we took and gave back meanwhile is not others'.
+        for digest, count in (leased | await self._leased()).items():
+            if digest in copies:
+                copies[digest] -= count
+        return +copies
+
+    async def _compare(
+        self, copies: Counter[bytes], stuck_before_ms: int
+    ) -> tuple[list[bytes], dict[bytes, set[int]], int]:
+        """Takes those with a sighting out of ``copies``. Returns the sightings that are over, the numbers in use of
+        callbacks that are left in ``copies``, and how many are stuck.
+
+        Where some of equal callbacks are gone, nobody knows which: the oldest sightings end, so that none is
+        taken to be older than it is.
+        """
+        gone: list[bytes] = []
+        used: dict[bytes, set[int]] = defaultdict(set)
+        stuck = 0
+        first = 0
+        while page := await self._connections.read(
+            "ZREVRANGE", self.keys.sightings, first, first + _MOST_MEMBERS - 1, "WITHSCORES"
+        ):
+            for sighting, seen_ms in zip(page[::2], page[1::2], strict=True):
+                named = _read_name(sighting)
+                if named is None or not copies[named[0]]:
+                    gone.append(sighting)
+                    continue
+                digest, number = named
+                copies[digest] -= 1
+                used[digest].add(number)
+                stuck += float(seen_ms) <= stuck_before_ms
+            first += _MOST_MEMBERS
+        return gone, used, stuck
+
+    async def _ineffective(self) -> int:
+        """How many callbacks back in pending were recovered twice or more. Bounded: of very many, some."""
+        count, cursor = 0, 0
+        for _ in range(_MOST_INEFFECTIVE_PAGES):
+            answer = await self._connections.read("HSCAN", self.keys.returned, cursor, "COUNT", _MOST_MEMBERS)
+            cursor = int(answer[0])
+            count += sum(_recoveries(memory) >= 2 for memory in answer[1][1::2])
+            if cursor == 0:
+                break
+        return count
+
+    # --- taking back -------------------------------------------------------------------------
+
+    async def recover_stuck(
+        self, stuck_after: float, max_recoveries: int, *, progress: Callable[[int], None] = lambda done: None
+    ) -> Recovery:
+        """Bring what is known to be stuck back to the head of pending, in its order. It does not look: whoever wants
+        what is true now looks before.
+
+        What was recovered ``max_recoveries`` times before becomes a dead letter. ``progress`` is told how many are
+        done.
+        """
+        return await self._recover_seen(stuck_after, max_recoveries, progress)
+
+    async def recover_all(
+        self, older_than: float | None = None, *, progress: Callable[[int], None] = lambda done: None
+    ) -> Recovery:
+        """A person's recovery: everything in processing that no live lease of ours holds goes back to the head of
+        pending, in its order; with ``older_than``, in seconds, only what was first seen longer ago than that.
+
+        Nothing becomes a dead letter by it. Of equal callbacks, as long as one is ours the others wait.
+        """
+        expired = await self._queue.recover_expired(_NO_RECORD)
+        progress(expired.total)
+
+        def show(done: int) -> None:
+            progress(expired.total + done)
+
+        if older_than is not None:
+            return expired + await self._recover_seen(older_than, -1, show)
+        return expired + await self._recover(None, -1.0, -1, await self._queue.store_now_ms(), show)
+
+    async def count_recoverable(self, older_than: float | None = None) -> int:
+        """How many ``recover_all`` would take now, about: without ``older_than`` in one round trip."""
+        k = self.keys
+        if older_than is not None:
+            now_ms = await self._queue.store_now_ms()
+            return await self._count(k.leases, now_ms) + await self._count(k.sightings, now_ms - _ms(older_than))
+        now_ms = await self._queue.store_now_ms()
+        length, live = await self._read_many(("LLEN", k.processing), ("ZCOUNT", k.leases, f"({now_ms}", "+inf"))
+        return max(0, int(length) - int(live))
+
+    async def _recover_seen(self, age: float, max_recoveries: int, progress: Callable[[int], None]) -> Recovery:
+        now_ms = await self._queue.store_now_ms()
+        wanted: dict[bytes, list[str]] = {}
+        offset = 0
+        while page := await self._connections.read(
+            "ZRANGEBYSCORE", self.keys.sightings, "-inf", now_ms - _ms(age), "LIMIT", offset, _MOST_MEMBERS
+        ):
+            for sighting in page:
+                named = _read_name(sighting)
+                if named is not None:
+                    wanted.setdefault(named[0], []).append(sighting.decode())
+            offset += _MOST_MEMBERS
+        if not wanted:
+            return Recovery()
+        return await self._recover(wanted, age, max_recoveries, now_ms, progress)
+
+    async def _recover(
+        self,
+        wanted: dict[bytes, list[str]] | None,
+        age: float,
+        max_recoveries: int,
+        now_ms: int,
+        progress: Callable[[int], None],
+    ) -> Recovery:
+        """``wanted`` are sightings by SHA-1; None: everything.
+
+        From the tail: what a script takes out does not move what is still to come, and each batch goes in front of
+        the one before.
+        """
+        total = Recovery()
+        fence, leased = await self._fence_and_leased()
+        async for start, page in self._pages(leased.total(), everything=wanted is None):
+            found = []
+            for place in range(start + len(page) - 1, start - 1, -1):
+                payload = page[place - start]
+                digest = _digest(payload)
+                if leased[digest]:
+                    continue
+                if wanted is None:
+                    found.append(_Candidate(place, digest.hex(), payload, _name(digest, 0)))
+                elif names := wanted.get(digest):
+                    found.append(_Candidate(place, digest.hex(), payload, names.pop()))
+            for batch in _fitting(found):
+                total += await self._move(batch, age, max_recoveries, now_ms, fence)
+                progress(total.total)
+        return total
+
+    async def _move(
+        self, batch: Sequence[_Candidate], age: float, max_recoveries: int, now_ms: int, fence: bytes
+    ) -> Recovery:
+        k = self.keys
+        spent: list[int] = [0] * len(batch)
+        if 0 <= max_recoveries < _NO_RECORD:
+            memories = await self._connections.read("HMGET", k.returned, *(one.fingerprint for one in batch))
+            spent = [_recoveries(memory) for memory in memories]
+        args: list[str | bytes | int] = [
+            _ms(age) if age >= 0 else -1,
+            now_ms,
+            max_recoveries,
+            fence,
+            self._mark,
+            batch[-1].place,
+            batch[0].place,
+        ]
+        for one, recoveries in zip(batch, spent, strict=True):
+            is_last = 0 <= max_recoveries <= recoveries
+            record = records.of_stuck(one.payload, recoveries + 1, now_ms) if is_last else b""
+            args += [one.place, one.fingerprint, one.sighting, record]
+        codes = await self._connections.run_named(
+            "recover_stuck",
+            [k.leases, k.processing, k.pending, k.dead, k.records, k.payloads, k.returned, k.sightings, k.fence],
+            args,
+        )
+        return Recovery(codes.count(1), codes.count(2))
+
+    # --- reading -----------------------------------------------------------------------------
+
+    async def _pages(self, leased: int, *, everything: bool = False) -> AsyncIterator[tuple[int, list[bytes]]]:
+        """Processing in bounded pages from the tail, each with the place of its first; see MOST_SIGHTINGS.
+
+        What is taken out meanwhile cannot make the walk miss anything, but it may see something twice.
+        """
+        end = await self._connections.read("LLEN", self.keys.processing)
+        if not everything:
+            end = min(end, MOST_SIGHTINGS + leased)
+        size = 16
+        while end > 0:
+            start = max(0, end - size)
+            page = await self._connections.read("LRANGE", self.keys.processing, start, end - 1)
+            yield start, page
+            end = start
+            if page:
+                mean = max(1, sum(map(len, page)) // len(page))
+                size = max(1, min(_PAGE_ITEMS, _PAGE_BYTES // mean, size * 4))
+
+    async def _fence_and_leased(self) -> tuple[bytes, Counter[bytes]]:
+        fence, leases = await self._read_many(("GET", self.keys.fence), ("ZRANGE", self.keys.leases, 0, -1))
+        return fence or b"", _count_leased(leases)
+
+    async def _leased(self) -> Counter[bytes]:
+        return (await self._fence_and_leased())[1]
+
+    async def _count(self, key: str, until_ms: int) -> int:
+        return int(await self._connections.read("ZCOUNT", key, "-inf", until_ms))
+
+    async def _read_many(self, *commands: tuple[str | int, ...]) -> list[Any]:
+        answers = await self._connections.read_many(commands)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+
+def _count_leased(leases: Sequence[bytes]) -> Counter[bytes]:
+    names = (lease.decode("ascii", "replace") for lease in leases)
+    return Counter(bytes.fromhex(records.fingerprint_of(name)) for name in names if records.is_lease(name))
+
+
+def _digest(payload: bytes) -> bytes:
+    return hashlib.sha1(payload, usedforsecurity=False).digest()
+
+
+def _name(digest: bytes, number: int) -> str:
+    return f"{digest.hex()}#{number}"
+
+
+def _read_name(sighting: bytes) -> tuple[bytes, int] | None:
+    """None for what we did not write."""
+    fingerprint, _, number = sighting.partition(b"#")
+    try:
+        return bytes.fromhex(fingerprint.decode("ascii")), int(number)
+    except ValueError:
+        return None
+
+
+def _names(copies: Counter[bytes], used: dict[bytes, set[int]]) -> Iterator[str]:
+    """Names for what has none yet: the lowest numbers that are free."""
+    for digest, count in copies.items():
+        taken = used.get(digest, set())
+        number = 0
+        for _ in range(count):
+            while number in taken:
+                number += 1
+            yield _name(digest, number)
+            number += 1
+
+
+def _recoveries(memory: bytes | None) -> int:
+    """Of ``attempts|recoveries|first ms|returned ms``."""
+    parts = (memory or b"").split(b"|")
+    return int(parts[1]) if len(parts) == 4 and parts[1].isdigit() else 0
+
+
+def _fitting(found: Sequence[_Candidate]) -> Iterator[list[_Candidate]]:
+    """Runs that fit one script; one that is too large for any stands alone."""
+    batch: list[_Candidate] = []
+    size = 0
+    for one in found:
+        if batch and (len(batch) >= _MOST_MOVED or size + len(one.payload) > _MOST_MOVED_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(one)
+        size += len(one.payload)
+    if batch:
+        yield batch
+
+
+def _chunks(values: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    for first in range(0, len(values), most):
+        yield values[first : first + most]
+
+
+def _time_ms(answer: Sequence[bytes]) -> int:
+    return int(answer[0]) * 1000 + int(answer[1]) // 1000
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
