@@ -40,13 +40,18 @@ class RedisConfig(Section):
 
 
 class WebConfig(Section):
-    """The HTTP server for metrics and health."""
+    """The HTTP server for metrics, health and the API."""
 
     listen_address: Annotated[str, kinds.listen_address()] = Field(
         "127.0.0.1:9847", description="Address and port to serve on. Port 0 takes a free one."
     )
     config_file: Annotated[Path, kinds.path()] | None = Field(
         None, description="TLS and basic authentication, as a Prometheus web config. Not available yet: leave it null."
+    )
+    bearer_token_file: Annotated[Path, kinds.path()] | None = Field(
+        None,
+        description="A file with the tokens that may change queues through the API, each on a line of its own, "
+        "after a name for the audit if you like. Null: the API changes nothing.",
     )
 
     @property

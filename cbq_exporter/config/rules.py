@@ -23,7 +23,7 @@ _UNAVAILABLE = "is not available yet in this version"
 # The daemon's own keys of a queue, after its prefix.
 _OWN_KEYS = (
     *("leases", "retry", "dead", "records", "payloads", "returned", "fence", "sightings", "lock_seen", "daemons"),
-    *("audit", "trash", "trash_notes", "paused"),
+    *("audit", "trash", "trash_notes", "paused", "answers"),
 )
 
 Rule = Callable[[Config], Iterator[Finding]]
@@ -192,7 +192,8 @@ def refuse_unavailable(config: Config) -> Iterator[Finding]:
 
 
 def refuse_open_mutation(config: Config) -> Iterator[Finding]:
-    """Actions on alerts (`alerts.routes`) on an address that others can reach, without `alerts.auth`."""
+    """Actions on alerts (`alerts.routes`) on an address that others can reach, without `alerts.auth`. (The API
+    changes nothing at any address without `web.bearer_token_file`.)"""
     if config.alerts.routes and config.alerts.auth.bearer_token_file is None and not config.web.is_loopback:
         yield Finding(
             ("alerts", "auth", "bearer_token_file"),

@@ -30,6 +30,7 @@ class QueueKeys:
     trash: str  # sorted set: id of a reset by the end of its keeping, ms
     trash_notes: str  # hash: id of a reset to JSON
     paused: str  # hash: "" (the queue) or a destination to JSON
+    answers: str  # sorted set: id of a kept answer of the API by the end of its keeping, ms
 
     @classmethod
     def of(
@@ -65,7 +66,12 @@ class QueueKeys:
             trash=f"{prefix}:trash",
             trash_notes=f"{prefix}:trash_notes",
             paused=f"{prefix}:paused",
+            answers=f"{prefix}:answers",
         )
+
+    def answer_of(self, answer_id: str) -> str:
+        """string: JSON of one kept answer; expires."""
+        return f"{self.answers}:{answer_id}"
 
     def all(self) -> tuple[str, ...]:
         return tuple(getattr(self, field.name) for field in fields(self))

@@ -163,6 +163,8 @@ def test_open_mutation_is_refused(address: str, token: str | None, is_refused: b
     assert is_refused == any("mutation needs" in problem.allowed for problem in check(config))
     without_routes = Config(web={"listen_address": address})
     assert check(without_routes) == ()
+    with_api = Config(web={"listen_address": address, "bearer_token_file": "tokens"})
+    assert check(with_api) == ()
 
 
 def test_the_embedded_server_must_be_installed(monkeypatch: pytest.MonkeyPatch, refused: Refused, loaded: Load) -> None:
