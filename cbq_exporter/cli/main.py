@@ -27,6 +27,7 @@ _COMMANDS = {
     "status": "cbq_exporter.cli.status:status",
     "enqueue": "cbq_exporter.cli.enqueue:enqueue",
     "dead": "cbq_exporter.cli.dead:dead",
+    "doctor": "cbq_exporter.cli.doctor:doctor",
     "check-config": "cbq_exporter.cli.check_config:check_config",
     "demo": "cbq_exporter.cli.demo.command:demo",
 }

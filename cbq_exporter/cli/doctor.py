@@ -1,0 +1,83 @@
+"""``doctor``: what is wrong with a queue and its store, and what to do about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cbq_exporter.cli import options, output
+from cbq_exporter.cli.running import queue_config, run
+from cbq_exporter.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cbq_exporter.config import Config, QueueConfig
+    from cbq_exporter.services.doctor import Examination, Finding
+
+_COLOURS = {"problem": "red", "warning": "yellow", "note": None, "ok": "green"}
+_MOST_TEXT = 500  # characters of a finding
+
+
+@click.command
+@options.config
+@options.queue
+@options.output
+@options.debug
+def doctor(config_path: Path | None, queue_name: str | None, as_json: bool) -> int:
+    """Examine one queue and its store, and say what to do. Only reads.
+
+    Exit code 0 where there is no problem (warnings are none), 1 where there is, 4 where Redis cannot be reached.
+    """
+    from cbq_exporter.config import load
+
+    config = load(config_path).config
+    chosen = queue_config(config, queue_name)
+    seen, findings = run(_examine(config, chosen))
+    if as_json:
+        output.print_json(
+            {
+                "queue": chosen.name,
+                "mode": chosen.mode,
+                "store": seen.shown_as,
+                "at": seen.at or None,
+                "findings": findings,
+            }
+        )
+    else:
+        click.echo(_render(findings))
+    if seen.error is not None:
+        return StoreUnavailable.exit_code
+    return 1 if any(finding.severity == "problem" for finding in findings) else 0
+
+
+async def _examine(config: Config, queue: QueueConfig) -> tuple[Examination, Sequence[Finding]]:
+    from cbq_exporter.clock import SYSTEM_CLOCK
+    from cbq_exporter.services.doctor import examine, judge
+    from cbq_exporter.store.opening import open_store
+
+    stuck_after = queue.recovery.stuck_after
+    async with open_store(config) as store:
+        keys = store.queues[queue.name].keys
+        seen = await examine(store.connections, keys, queue.mode, stuck_after=stuck_after, clock=SYSTEM_CLOCK)
+    findings = judge(
+        seen,
+        queue=queue.name,
+        stuck_after=stuck_after,
+        max_lock_ttl=queue.lock.stale.max_ttl,
+        config_warnings=config.warnings,
+    )
+    return seen, findings
+
+
+def _render(findings: Sequence[Finding]) -> str:
+    """A finding a line, what to do below it."""
+    rows = []
+    for finding in findings:
+        severity = output.paint(str(finding.severity), _COLOURS[finding.severity])
+        rows.append([severity, finding.check, output.text(finding.found, _MOST_TEXT)])
+        if finding.todo:
+            rows.append(["", "", f"-> {output.text(finding.todo, _MOST_TEXT)}"])
+    return output.table(["", "check", "finding"], rows, fold="finding")
