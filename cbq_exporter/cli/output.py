@@ -18,6 +18,9 @@ import click
 
 from cbq_exporter.errors import RefusedError
 from cbq_exporter.logs import printable
+from cbq_exporter.phrases import age as age
+from cbq_exporter.phrases import count as count
+from cbq_exporter.phrases import size as size
 
 UNKNOWN = "-"
 _WIDE = 200  # columns, where no terminal sets a limit
@@ -91,35 +94,6 @@ def _line(headings: Sequence[str], cells: Sequence[str], widths: Sequence[int], 
 
 def number(value: int | None) -> str:
     return UNKNOWN if value is None else f"{value:,}"
-
-
-def count(value: int, noun: str) -> str:
-    """``1 callback``, ``2 callbacks``."""
-    return f"{value:,} {noun}{'' if value == 1 else 's'}"
-
-
-def size(value: int) -> str:
-    if value < 1024:
-        return f"{value} B"
-    amount = float(value)
-    for unit in ("KiB", "MiB"):
-        amount /= 1024
-        if amount < 1024:
-            return f"{amount:.1f} {unit}"
-    return f"{amount / 1024:.1f} GiB"
-
-
-def age(seconds: float) -> str:
-    """``12s``, ``4m12s``, ``5h03m``, ``12d3h``."""
-    whole = max(0, int(seconds))
-    minutes, s = divmod(whole, 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days:
-        return f"{days}d{h}h"
-    if hours:
-        return f"{h}h{m:02}m"
-    return f"{m}m{s:02}s" if minutes else f"{s}s"
 
 
 def moment(at: float) -> str:

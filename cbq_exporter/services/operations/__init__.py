@@ -14,10 +14,12 @@ from cbq_exporter.services.operations.requests import (
     Unlock,
     name_of,
 )
+from cbq_exporter.services.operations.running import Operations
 
 __all__ = [
     "Executed",
     "Operation",
+    "Operations",
     "Pause",
     "Plan",
     "PurgeDead",

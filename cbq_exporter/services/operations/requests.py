@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cbq_exporter.model import OperationName
+from cbq_exporter.model import LockLook, OperationName
 from cbq_exporter.services.dead_letters import Plan as LettersPlan
 from cbq_exporter.services.dead_letters import Selection
+from cbq_exporter.store.trash import Trashed
 
 Progress = Callable[[int], None]  # told how many are done
 
@@ -105,8 +106,8 @@ class Plan:
     """What an operation would do now.
 
     ``summary`` are lines for people: the state first, then what would be done. ``before`` goes into the audit.
-    ``refusal`` says why it will not be done; ``question`` is what to ask a person; ``letters`` is the choice of
-    dead letters, where that is what it is about.
+    ``refusal`` says why it will not be done; ``question`` is what to ask a person. The rest is what was looked at, to
+    be compared when it is executed.
     """
 
     operation: Operation
@@ -116,6 +117,8 @@ class Plan:
     refusal: str | None = None
     nothing_to_do: bool = False
     question: str = ""
+    lock: LockLook | None = None
+    trashed: Trashed | None = None
     letters: LettersPlan | None = None
 
 

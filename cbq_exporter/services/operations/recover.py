@@ -1,0 +1,55 @@
+"""``recover``: what is in processing, and in nobody's hands, goes back to pending."""
+
+from __future__ import annotations
+
+from cbq_exporter.phrases import age
+from cbq_exporter.services.operations.parts import Order, Parts, by_state, callbacks, check_growth
+from cbq_exporter.services.operations.requests import Executed, Plan, Recover
+
+
+async def plan(parts: Parts, operation: Recover) -> Plan:
+    contents = await parts.inspection.contents()
+    count = await _count(parts, operation)
+    summary = [
+        f"{parts.config.name} holds {by_state(contents.counts)}",
+        f"put {callbacks(count)} of processing back to the head of pending: {_which(parts, operation)}",
+    ]
+    if count and not operation.only_known_stuck:
+        summary.append("what other workers are sending at this moment is sent a second time")
+    return Plan(
+        operation,
+        tuple(summary),
+        {"callbacks": count},
+        {"processing": contents.counts["processing"], "leases": contents.leases},
+        nothing_to_do=count == 0,
+        question=f"Recover {callbacks(count)}?",
+    )
+
+
+async def execute(parts: Parts, operation: Recover, plan: Plan, order: Order) -> Executed:
+    check_growth(plan.counts["callbacks"], await _count(parts, operation), "to recover")
+    recovery = parts.config.recovery
+    if operation.only_known_stuck:
+        done = await parts.queue.recover_expired(recovery.max_recoveries)
+        order.progress(done.total)
+        done += await parts.healing.recover_stuck(
+            recovery.stuck_after,
+            recovery.max_recoveries,
+            progress=lambda count: order.progress(count),
+        )
+    else:
+        done = await parts.healing.recover_all(operation.older_than, progress=order.progress)
+    return Executed({"callbacks": done.returned, "dead": done.dead, "leases_dropped": done.leases_dropped})
+
+
+async def _count(parts: Parts, operation: Recover) -> int:
+    older_than = parts.config.recovery.stuck_after if operation.only_known_stuck else operation.older_than
+    return await parts.healing.count_recoverable(older_than)
+
+
+def _which(parts: Parts, operation: Recover) -> str:
+    if operation.only_known_stuck:
+        return f"seen there for {age(parts.config.recovery.stuck_after)} or under a lease that ran out"
+    if operation.older_than is not None:
+        return f"seen there for {age(operation.older_than)} or under a lease that ran out"
+    return "all that no live lease of a daemon holds"
