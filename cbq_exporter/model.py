@@ -350,7 +350,8 @@ class LockView:
 class QueueView:
     """One queue at one moment. Absent numbers are None: unknown is never zero.
 
-    Timestamps are epoch seconds. ``error`` says why the rest is missing.
+    Timestamps are epoch seconds. ``lock_look`` is the lock as a daemon that supervises sees it; None where it is free
+    or none does. ``lock_rule`` says when it counts as left behind. ``error`` says why the rest is missing.
     """
 
     queue: str
@@ -363,6 +364,8 @@ class QueueView:
     untracked: int | None = None
     leased: int | None = None
     lock: LockView | None = None
+    lock_look: LockLook | None = None
+    lock_rule: LockRule | None = None
     last_send_at: float | None = None
     source_stats: Mapping[str, int] = field(default_factory=dict)
     error: str | None = None

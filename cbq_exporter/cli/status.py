@@ -14,7 +14,7 @@ import click
 from cbq_exporter.cli import options, output
 from cbq_exporter.cli.running import queue_config, run
 from cbq_exporter.errors import StoreUnavailable
-from cbq_exporter.model import LockView, Mode, QueueView, Snapshot, State
+from cbq_exporter.model import LockView, Mode, QueueView, ReleaseReason, Snapshot, State
 
 if TYPE_CHECKING:
     from cbq_exporter.config import Config
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 5.0  # seconds
 _WAITS_TOO_LONG = 60.0  # seconds
+_REASONS = {
+    ReleaseReason.NO_TTL: "no expiry",
+    ReleaseReason.TTL_BEYOND_MAX: "its TTL is too long",
+    ReleaseReason.HOLDER_DEAD: "its daemon is dead",
+}
 _COUNTS = (State.PENDING, State.PROCESSING, State.RETRY, State.DEAD)
 
 
@@ -168,6 +173,23 @@ def lock_text(view: QueueView) -> str:
     return f"held by {lock.value}, {lock.ttl:.0f}s left"
 
 
+def lock_thought(view: QueueView) -> str | None:
+    """What the lock keeper thinks of the lock; None where it is well, or no daemon supervises."""
+    if view.lock_look is None or view.lock_rule is None:
+        return None
+    from cbq_exporter.policy.lock import Release, Watch, judge
+
+    look = view.lock_look
+    match judge(look, view.lock_rule):
+        case Release(reason):
+            since = output.age(look.now - look.untouched_since)
+            return f"the lock was left behind ({_REASONS[reason]}, untouched for {since})"
+        case Watch(acts_at, reason):
+            return f"the lock is taken to be left behind in {output.age(acts_at - look.now)} ({_REASONS[reason]})"
+        case _:
+            return None
+
+
 def troubles(view: QueueView, now: float) -> list[str]:
     """What an operator should look at, one phrase each; nothing where all is well."""
     found = []
@@ -175,8 +197,10 @@ def troubles(view: QueueView, now: float) -> list[str]:
         found.append(view.error)
     if view.lock is not None and view.lock.ttl is None:
         found.append("the lock cannot expire by itself")
+    if (thought := lock_thought(view)) is not None:
+        found.append(thought)
     if view.stuck:
-        found.append(f"{output.number(view.stuck)} stuck in processing: their lease ran out")
+        found.append(f"{output.number(view.stuck)} stuck in processing: their sender is gone")
     if view.retry_overdue:
         noun = "retry" if view.retry_overdue == 1 else "retries"
         found.append(f"{output.number(view.retry_overdue)} {noun} overdue")

@@ -25,11 +25,14 @@ from cbq_exporter.delivery.exchange import Exchange
 from cbq_exporter.errors import CbqError
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import Mode, Snapshot
+from cbq_exporter.policy.stuck import StuckRule
+from cbq_exporter.services.audit import Audit
 from cbq_exporter.services.dispatcher import Dispatcher
+from cbq_exporter.services.lock_keeper import LockKeeper
 from cbq_exporter.services.recoverer import Recoverer
 from cbq_exporter.services.upkeep import Upkeep
 from cbq_exporter.store.embedded import EmbeddedServer
-from cbq_exporter.store.opening import Store, make_store
+from cbq_exporter.store.opening import Store, lock_rule_of, make_store
 from cbq_exporter.web.app import create_app
 from cbq_exporter.web.server import WebServer
 
@@ -37,6 +40,7 @@ log = logging.getLogger(__name__)
 
 _PROBE_EVERY = 5.0  # seconds
 _UPKEEP_EVERY = 60.0
+_LOOKS_MISSED = 3  # so many looks at the lock in a row may be left out before what was seen is forgotten
 _LONGEST_FLUSH_SLEEP = 5.0  # seconds: should an arrival be missed, it is seen after this
 _PROBE = "probe"
 _EXAMPLE_URL = "http://127.0.0.1:8000/"
@@ -152,9 +156,29 @@ class Application:
             )
             keep_every = min(config.lock.ttl, config.delivery.lease) / 3
             self._schedule.every(_keep(name), keep_every, dispatcher.keep)
-        if config.recovery.auto:
-            recoverer = Recoverer(name, queue, instruments, max_recoveries=config.recovery.max_recoveries)
-            self._schedule.every(_recover(name), config.recovery.every, _recover_once(recoverer, dispatcher))
+        healing = store.healing[name]
+        audit = Audit(store, count=self.instruments.operation_ended)
+        check_every, stale, recovery = config.lock.check_every, config.lock.stale, config.recovery
+        lock_keeper = LockKeeper(
+            name,
+            healing,
+            instruments,
+            audit,
+            rule=lock_rule_of(config),
+            auto=stale.auto,
+            forget_after=stale.no_ttl_after + _LOOKS_MISSED * check_every,
+        )
+        self._schedule.every(_check_lock(name), check_every, lock_keeper.run_once)
+        recoverer = Recoverer(
+            name,
+            queue,
+            healing,
+            instruments,
+            audit,
+            rule=StuckRule(recovery.auto, recovery.stuck_after, recovery.max_recoveries),
+            every=recovery.every,
+        )
+        self._schedule.every(_recover(name), recovery.every, _recover_once(recoverer, dispatcher))
         upkeep = Upkeep(name, queue, dead_max_count=config.dead.max_count, dead_max_age=config.dead.max_age)
         self._schedule.every(_upkeep(name), _UPKEEP_EVERY, upkeep.run_once)
 
@@ -263,6 +287,10 @@ def _recover(queue: str) -> str:
     return f"recover:{queue}"
 
 
+def _check_lock(queue: str) -> str:
+    return f"check-lock:{queue}"
+
+
 def _upkeep(queue: str) -> str:
     return f"upkeep:{queue}"
 
@@ -272,9 +300,7 @@ def _tasks_of(queue: QueueConfig) -> list[str]:
     if queue.mode is Mode.OBSERVE:
         return []
     tasks = [_flush(queue.name), _keep(queue.name)] if queue.mode is Mode.DISPATCH else []
-    if queue.recovery.auto:
-        tasks.append(_recover(queue.name))
-    return [*tasks, _upkeep(queue.name)]
+    return [*tasks, _check_lock(queue.name), _recover(queue.name), _upkeep(queue.name)]
 
 
 def _lock_value(clock: Clock) -> str:

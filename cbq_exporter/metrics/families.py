@@ -9,6 +9,7 @@ from prometheus_client.core import Metric
 
 from cbq_exporter.metrics.catalogue import definition
 from cbq_exporter.model import QueueView, Snapshot
+from cbq_exporter.policy import lock
 
 SERVER, QUEUE = "server", "queue"  # the collectors
 
@@ -48,9 +49,14 @@ def _queue(view: QueueView, into: _Samples) -> None:
         into.add("lock_held", 1.0, queue=queue)
         into.add("lock_without_expiry", float(view.lock.ttl is None), queue=queue)
         into.add("lock_ttl_seconds", view.lock.ttl, queue=queue)
+        if view.lock_look is not None and view.lock_rule is not None:
+            into.add("lock_first_seen_timestamp_seconds", view.lock_look.first_seen_at, queue=queue)
+            verdict = lock.judge(view.lock_look, view.lock_rule)
+            into.add("lock_stale", float(isinstance(verdict, lock.Release)), queue=queue)
     elif view.error is None:
         into.add("lock_held", 0.0, queue=queue)
         into.add("lock_without_expiry", 0.0, queue=queue)
+        into.add("lock_stale", 0.0, queue=queue)
 
 
 class _Samples:

@@ -26,12 +26,22 @@ from prometheus_client.registry import Collector
 
 from cbq_exporter import __version__
 from cbq_exporter.metrics.catalogue import Definition, definition
-from cbq_exporter.model import DeadReason, FailureKind, FlushReason, Trigger
+from cbq_exporter.model import (
+    Actor,
+    DeadReason,
+    FailureKind,
+    FlushReason,
+    OperationName,
+    ReleaseReason,
+    Result,
+    Trigger,
+)
 from cbq_exporter.store.connections import ERROR_KINDS
 
 OPERATIONS = ("claim", "settle", "extend")
 OTHER = "other"  # the destination, or the kind of error, beyond the known ones
 
+_OPERATION_NAMES = frozenset(OperationName)
 _MOST_REFUSED = 10_000  # names remembered only to count them
 
 _Word = TypeVar("_Word", bound=StrEnum)
@@ -142,6 +152,9 @@ class QueueInstruments:
     batch_size: Histogram
     lag: Histogram
     recovered: Mapping[Trigger, Counter]
+    recovery_ineffective: LateValue
+    lock_releases: Mapping[ReleaseReason, Counter]
+    lock_release_aborts: Counter
     fenced: Mapping[str, Counter]
     leader: Gauge
     _destinations: _Destinations
@@ -191,6 +204,11 @@ class Instruments:
             self._tasks[name] = self._families.task(name)
         return self._tasks[name]
 
+    def operation_ended(self, operation: str, actor: Actor, result: Result) -> None:
+        """One of an operation's name that is not known is not counted."""
+        if operation in _OPERATION_NAMES:
+            self._families.operations.labels(operation, actor.trigger, result).inc()
+
     def redis_error(self, kind: str) -> None:
         self._redis_errors.get(kind, self._redis_errors[OTHER]).inc()
 
@@ -237,6 +255,15 @@ class _Families:
         self.destination_series_limit = gauge("destination_series_limit")
         self.destination_series_refused = gauge("destination_series_refused")
         self.recovered = counter("recovered_callbacks_total")
+        self.recovery_ineffective = late("recovery_ineffective_callbacks")
+        self.lock_releases = counter("lock_releases_total")
+        self.lock_release_aborts = counter("lock_release_aborts_total")
+        self.operations = counter("operations_total")
+        for operation in OperationName:
+            for trigger in Trigger:
+                for result in Result:
+                    if result is not Result.STARTED:
+                        self.operations.labels(operation, trigger, result)
         self.fenced = counter("fenced_total")
         self.leader = gauge("dispatch_leader")
         self.task_runs = counter("task_runs_total")
@@ -264,6 +291,9 @@ class _Families:
             batch_size=self.batch_size.labels(name),
             lag=self.lag.labels(name),
             recovered=each(self.recovered, Trigger),
+            recovery_ineffective=self.recovery_ineffective.labels(name),
+            lock_releases=each(self.lock_releases, ReleaseReason),
+            lock_release_aborts=self.lock_release_aborts.labels(name),
             fenced={operation: self.fenced.labels(name, operation) for operation in OPERATIONS},
             leader=self.leader.labels(name),
             _destinations=_Destinations(self, name, max_destinations),

@@ -1,38 +1,91 @@
-"""Brings callbacks back whose daemon died while it held them."""
+"""Brings callbacks back that were left in processing: by a daemon of ours that died, or by anybody else."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 from cbq_exporter.metrics.instruments import QueueInstruments
-from cbq_exporter.model import DeadReason, Recovery, Trigger
+from cbq_exporter.model import Actor, DeadReason, OperationName, ProcessingLook, Recovery, Trigger
+from cbq_exporter.policy import stuck
+from cbq_exporter.services.audit import Audit
+from cbq_exporter.store.healing import Healing
 from cbq_exporter.store.queue import Queue
 
 log = logging.getLogger(__name__)
 
+_SCHEDULE = Actor(Trigger.SCHEDULE)
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What was seen, and what was done about it: to our own claims, and to others'."""
+
+    look: ProcessingLook
+    own: Recovery
+    others: Recovery
+
 
 class Recoverer:
-    """Leases that have run out: their callbacks go back to the head of pending, or to the dead letters."""
+    """Leases that have run out, and what others claimed too long ago: back to the head of pending, or, after too many
+    recoveries, to the dead letters. ``every`` is the seconds between two looks.
+    """
 
-    def __init__(self, name: str, queue: Queue, instruments: QueueInstruments, *, max_recoveries: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        queue: Queue,
+        healing: Healing,
+        instruments: QueueInstruments,
+        audit: Audit,
+        *,
+        rule: stuck.StuckRule,
+        every: float,
+    ) -> None:
         self._name = name
         self._queue = queue
+        self._healing = healing
         self._instruments = instruments
-        self._max_recoveries = max_recoveries
+        self._audit = audit
+        self._rule = rule
+        self._every = every
 
-    async def run_once(self) -> Recovery:
-        """One look; raises StoreError."""
-        recovery = await self._queue.recover_expired(self._max_recoveries)
+    async def run_once(self) -> RecoveryReport:
+        """One look, and what follows from it; raises StoreError."""
+        look = await self._healing.look_at_processing(self._rule.stuck_after, every=self._every)
+        self._instruments.recovery_ineffective.set(look.ineffective)
+        if look.begun_anew:
+            log.warning(
+                "the store's clock has leapt: what was seen in processing is seen anew", extra={"queue": self._name}
+            )
+        due = stuck.decide(look, self._rule)
+        own = others = Recovery()
+        if not due:
+            return RecoveryReport(look, own, others)
+        before = {"leases_over": look.leases_over, "stuck": look.stuck}
+        async with self._audit.audited(
+            self._name, _SCHEDULE, OperationName.RECOVER, reason="stuck in processing", before=before
+        ) as after:
+            if due.own:
+                own = await self._queue.recover_expired(self._rule.max_recoveries)
+                self._count(own)
+            if due.others:
+                others = await self._healing.recover_stuck(self._rule.stuck_after, self._rule.max_recoveries)
+                self._count(others)
+            total = own + others
+            after.update(returned=total.returned, dead=total.dead, leases_dropped=total.leases_dropped)
+        log.warning(
+            "callbacks were stuck: they are back",
+            extra={
+                "queue": self._name,
+                "leases_had_run_out": own.total,
+                "left_by_others": others.total,
+                "dead": total.dead,
+                "without_callback": own.leases_dropped,
+            },
+        )
+        return RecoveryReport(look, own, others)
+
+    def _count(self, recovery: Recovery) -> None:
         self._instruments.recovered[Trigger.SCHEDULE].inc(recovery.returned)
         self._instruments.dead[DeadReason.POISON].inc(recovery.dead)
-        if recovery.total or recovery.leases_dropped:
-            log.warning(
-                "leases had run out: their callbacks are back",
-                extra={
-                    "queue": self._name,
-                    "returned": recovery.returned,
-                    "dead": recovery.dead,
-                    "without_callback": recovery.leases_dropped,
-                },
-            )
-        return recovery

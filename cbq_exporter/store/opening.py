@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from cbq_exporter.config import redis_url
 from cbq_exporter.config.models import Config, QueueConfig
+from cbq_exporter.model import LockRule
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.embedded import COMMAND, EmbeddedServer, holder
 from cbq_exporter.store.healing import Healing
@@ -17,6 +18,7 @@ from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.queue import Queue
 from cbq_exporter.store.reader import Reader, Source
 
+_BEATS_MISSED = 3  # so many heartbeats, and a daemon is dead
 _PATIENCE = 10.0  # seconds that a command waits for a daemon to start, or for another command to end
 
 
@@ -47,7 +49,17 @@ def make_store(
     connections = Connections(url, shown_as=shown_as, on_error=on_error)
     queues = {queue.name: Queue(connections, keys_of(queue), lock_value=lock_value) for queue in config.queues}
     healing = {queue.name: Healing(connections, keys_of(queue), lock_value) for queue in config.queues}
-    sources = [Source(queue.name, queue.mode, keys_of(queue), lock_value) for queue in config.queues]
+    sources = [
+        Source(
+            queue.name,
+            queue.mode,
+            keys_of(queue),
+            lock_value,
+            stuck_after=queue.recovery.stuck_after,
+            lock_rule=lock_rule_of(queue),
+        )
+        for queue in config.queues
+    ]
     return Store(connections, queues, healing, Reader(connections, sources), shown_as)
 
 
@@ -61,6 +73,11 @@ def keys_of(queue: QueueConfig) -> QueueKeys:
         last_send=keys.last_send,
         stats=keys.stats,
     )
+
+
+def lock_rule_of(queue: QueueConfig) -> LockRule:
+    stale = queue.lock.stale
+    return LockRule(stale.no_ttl_after, stale.max_ttl, dead_after=_BEATS_MISSED * queue.lock.check_every)
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from typing import Any
 from cbq_exporter import item
 from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.errors import StoreError
-from cbq_exporter.model import LockView, Mode, QueueView, Snapshot, State
+from cbq_exporter.model import LockLook, LockRule, LockView, Mode, QueueView, Snapshot, State
 from cbq_exporter.store import records
 from cbq_exporter.store.connections import READ_TIMEOUT, Connections
 from cbq_exporter.store.keys import QueueKeys
@@ -26,12 +26,17 @@ Command = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A queue to read. ``lock_value`` is what this process writes into the send lock; empty where it never does."""
+    """A queue to read. ``lock_value`` is what this process writes into the send lock; empty where it never does.
+
+    ``stuck_after`` is the seconds since the first sighting after which a callback of others counts as stuck.
+    """
 
     name: str
     mode: Mode
     keys: QueueKeys
     lock_value: str = ""
+    stuck_after: float = 300.0
+    lock_rule: LockRule | None = None
 
 
 class Reader:
@@ -75,14 +80,15 @@ class Reader:
             return self._down(str(error), began)
         _, server, memory, *rest = answers
         width = len(rest) // len(self._sources) if self._sources else 0
+        now_ms = guess_ms if at_ms is None else at_ms
         views = [
-            self._view(source, rest[number * width : (number + 1) * width])
+            self._view(source, rest[number * width : (number + 1) * width], now_ms)
             for number, source in enumerate(self._sources)
         ]
         about, used = _info(server), _info(memory)
         return Snapshot(
             up=True,
-            at=(guess_ms if at_ms is None else at_ms) / 1000,
+            at=now_ms / 1000,
             duration=self._clock.monotonic() - began,
             queues=tuple(views),
             server=_server(about),
@@ -95,7 +101,7 @@ class Reader:
         guess_ms = self._clock.now() * 1000 + self._ahead_ms
         commands: list[Command] = [("TIME",), ("INFO", "server"), ("INFO", "memory")]
         for source in self._sources:
-            commands += _commands(source.keys, int(guess_ms))
+            commands += _commands(source, int(guess_ms))
         answers = await self._connections.read_many(commands)
         time = answers[0]
         if isinstance(time, StoreError):
@@ -104,8 +110,8 @@ class Reader:
         self._ahead_ms += at_ms - guess_ms
         return answers, at_ms, guess_ms
 
-    def _view(self, source: Source, answers: Sequence[Any]) -> QueueView:
-        for answer, (_, key, *_) in zip(answers, _commands(source.keys, 0), strict=True):
+    def _view(self, source: Source, answers: Sequence[Any], now_ms: float) -> QueueView:
+        for answer, (_, key, *_) in zip(answers, _commands(source, 0), strict=True):
             if isinstance(answer, StoreError):
                 return QueueView(source.name, source.mode, error=f"{key}: {answer}")
         (
@@ -114,7 +120,7 @@ class Reader:
             processing,
             first_processing,
             leased,
-            stuck,
+            expired,
             first_lease,
             retry,
             overdue,
@@ -124,12 +130,15 @@ class Reader:
             lock_ttl_ms,
             last_send,
             stats,
+            seen_for_long,
+            lock_seen,
         ) = answers
         oldest: dict[State, float | None] = {
             State.PENDING: item.queued_at(first_pending),
             State.PROCESSING: item.queued_at(first_processing),
             State.DEAD: float(first_dead[1]) / 1000 if first_dead else None,
         }
+        look = _lock_look(lock, lock_ttl_ms, lock_seen, now_ms)
         return QueueView(
             queue=source.name,
             mode=source.mode,
@@ -137,10 +146,12 @@ class Reader:
             oldest_at={state: at for state, at in oldest.items() if at is not None},
             oldest_claim_at=_claimed_at(first_lease),
             retry_overdue=overdue,
-            stuck=stuck,
+            stuck=expired + seen_for_long,
             untracked=max(0, processing - leased),
             leased=leased,
             lock=_lock(lock, lock_ttl_ms, source.lock_value),
+            lock_look=look,
+            lock_rule=None if look is None else source.lock_rule,
             last_send_at=self._remembered(source.name, last_send),
             source_stats=_stats(stats),
         )
@@ -161,8 +172,9 @@ class Reader:
         )
 
 
-def _commands(keys: QueueKeys, now_ms: int) -> list[Command]:
+def _commands(source: Source, now_ms: int) -> list[Command]:
     """For one queue. Each has its key in second place."""
+    keys = source.keys
     return [
         ("LLEN", keys.pending),
         ("LINDEX", keys.pending, 0),
@@ -179,6 +191,8 @@ def _commands(keys: QueueKeys, now_ms: int) -> list[Command]:
         ("PTTL", keys.lock),
         ("GET", keys.last_send),
         ("MGET", keys.stats_queued, keys.stats_sent, keys.stats_failed),
+        ("ZCOUNT", keys.sightings, "-inf", now_ms - round(source.stuck_after * 1000)),
+        ("HMGET", keys.lock_seen, "value", "first_ms", "untouched_ms", "beat_ms"),
     ]
 
 
@@ -199,6 +213,21 @@ def _lock(value: bytes | None, ttl_ms: int, ours: str) -> LockView | None:
         return None
     text = value.decode("utf-8", "replace")
     return LockView(value=text, ttl=None if ttl_ms < 0 else ttl_ms / 1000, ours=bool(ours) and text == ours)
+
+
+def _lock_look(value: bytes | None, ttl_ms: int, seen: list[bytes | None], at_ms: float) -> LockLook | None:
+    """As the lock keeper last saw it; None where it has not seen this lock."""
+    first_ms, untouched_ms, beat_ms = map(_whole, seen[1:])
+    if value is None or ttl_ms == -2 or seen[0] != value or first_ms is None or untouched_ms is None:
+        return None
+    return LockLook(
+        value=value,
+        ttl=None if ttl_ms < 0 else ttl_ms / 1000,
+        first_seen_at=first_ms / 1000,
+        untouched_since=untouched_ms / 1000,
+        beat_at=None if beat_ms is None or beat_ms < 0 else beat_ms / 1000,
+        now=at_ms / 1000,
+    )
 
 
 def _stats(values: list[bytes | None]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from cbq_exporter.model import LockView, Mode, QueueView, State
 from tests.cli.conftest import TWO_QUEUES, Cli, item
 
 TROUBLES = (
-    "1 stuck in processing: their lease ran out",
+    "1 stuck in processing: their sender is gone",
     "1 retry overdue",
     "nobody sends: is the daemon running?",
 )

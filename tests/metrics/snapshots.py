@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from cbq_exporter.metrics.instruments import Instruments
-from cbq_exporter.model import DeadReason, FailureKind, FlushReason, LockView, Mode, QueueView, Snapshot, State, Trigger
+from cbq_exporter.model import (
+    Actor,
+    DeadReason,
+    FailureKind,
+    FlushReason,
+    LockLook,
+    LockRule,
+    LockView,
+    Mode,
+    OperationName,
+    QueueView,
+    ReleaseReason,
+    Result,
+    Snapshot,
+    State,
+    Trigger,
+)
 
 AT = 1_764_000_000.5
+
+LOCK_RULE = LockRule(no_ttl_after=60, max_ttl=600, dead_after=15)
 
 BUSY = QueueView(
     queue="callbacks",
@@ -18,6 +36,8 @@ BUSY = QueueView(
     untracked=0,
     leased=96,
     lock=LockView("worker_1763999999_4711", 23.5, ours=True),
+    lock_look=LockLook(b"worker_1763999999_4711", 23.5, AT - 1.5, AT - 1.5, None, AT),
+    lock_rule=LOCK_RULE,
     last_send_at=AT - 0.25,
     source_stats={"queued": 1340, "sent": 100, "failed": 3},
 )
@@ -31,6 +51,8 @@ LEFT_BEHIND = QueueView(
     untracked=3,
     leased=0,
     lock=LockView("worker_1763990000_0042", None, ours=False),
+    lock_look=LockLook(b"worker_1763990000_0042", None, AT - 5400, AT - 5400, None, AT),
+    lock_rule=LOCK_RULE,
 )
 IDLE = QueueView(
     queue="reports",
@@ -79,6 +101,10 @@ def counted() -> Instruments:
     queue.batch_size.observe(5)
     queue.lag.observe(0.75)
     queue.recovered[Trigger.SCHEDULE].inc(2)
+    queue.recovery_ineffective.set(1)
+    queue.lock_releases[ReleaseReason.NO_TTL].inc()
+    queue.lock_release_aborts.inc()
+    instruments.operation_ended(OperationName.RECOVER, Actor(Trigger.SCHEDULE), Result.DONE)
     queue.fenced["settle"].inc()
     queue.leader.set(1)
     for host in ("one.example", "two.example", "three.example", "four.example", "three.example"):

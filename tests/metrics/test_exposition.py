@@ -87,11 +87,13 @@ def test_unknown_is_absent_and_a_free_lock_is_zero() -> None:
         }
 
     free = samples(QueueView("q", Mode.OBSERVE))
-    assert free == {"cbq_scrape_collector_success": 1.0, "cbq_lock_held": 0.0, "cbq_lock_without_expiry": 0.0}
+    lock = dict.fromkeys(("cbq_lock_held", "cbq_lock_without_expiry", "cbq_lock_stale"), 0.0)
+    assert free == {"cbq_scrape_collector_success": 1.0} | lock
     assert samples(QueueView("q", Mode.OBSERVE, error="no permission")) == {"cbq_scrape_collector_success": 0.0}
     endless = samples(QueueView("q", Mode.OBSERVE, lock=LockView("x", None, ours=False)))
     assert endless["cbq_lock_without_expiry"] == 1.0
     assert "cbq_lock_ttl_seconds" not in endless, "no expiry is not a number of seconds"
+    assert "cbq_lock_stale" not in endless, "nobody has seen since when it is held"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""What is to be done about the send lock. Pure: the same values always give the same answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cbq_exporter.model import LockLook, LockRule, ReleaseReason
+
+FAMILY = b"cbq-exporter_"  # how the locks of our daemons begin
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """It expires by itself, or its holder lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """It will be released at ``acts_at``, in epoch seconds, if nothing happens to it until then."""
+
+    acts_at: float
+    reason: ReleaseReason
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    reason: ReleaseReason
+
+
+Verdict = Leave | Watch | Release
+
+
+def judge(look: LockLook, rule: LockRule) -> Verdict:
+    """A lock with a sane TTL is left alone, unless one of our own daemons held it and is dead.
+
+    All ages count from the first sight of the lock as it is now: one that was prolonged since is young.
+    """
+    if is_family(look.value):
+        last_sign = max(look.untouched_since, look.beat_at or 0.0)
+        if look.now - last_sign > rule.dead_after:
+            return Release(ReleaseReason.HOLDER_DEAD)
+    if look.ttl is None:
+        reason = ReleaseReason.NO_TTL
+    elif look.ttl > rule.max_ttl:
+        reason = ReleaseReason.TTL_BEYOND_MAX
+    else:
+        return Leave()
+    acts_at = look.untouched_since + rule.no_ttl_after
+    return Release(reason) if look.now >= acts_at else Watch(acts_at, reason)
+
+
+def is_family(value: bytes) -> bool:
+    """Whether one of our daemons wrote it."""
+    return value.startswith(FAMILY)
