@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cbq_exporter.cli import options, output
+from cbq_exporter.cli.kinds import Duration
+from cbq_exporter.cli.operating import How, carry_out, changing, open_desk, show_plan
 from cbq_exporter.cli.options import F
 from cbq_exporter.cli.running import open_queue, run
-from cbq_exporter.errors import CbqError, StoreError, UsageError
+from cbq_exporter.errors import CbqError, UsageError
 from cbq_exporter.model import DeadLetter, DeadReason, Failure
 
 if TYPE_CHECKING:
-    from cbq_exporter.services.dead_letters import Plan, Selection
-    from cbq_exporter.store.queue import Queue
+    from cbq_exporter.services.dead_letters import Selection
+    from cbq_exporter.services.operations import PurgeDead, RetryDead
 
 _VIEW = 2000  # characters of a payload that are shown
-_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(s|m|h|d)\Z")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-class _Duration(click.ParamType[float]):
-    """Such as 30s, 15m, 12h or 7d; seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        match = _DURATION.match(value)
-        if match is None:
-            self.fail(f"{value!r} is not a duration such as 30s, 15m, 12h or 7d", param, ctx)
-        return float(match[1]) * _SECONDS[match[2]]
 
 
 def _conditions(command: F) -> F:
     for option in (
-        click.option("--older-than", type=_Duration(), metavar="DURATION", help="Died longer ago, such as 12h or 7d."),
+        click.option("--older-than", type=Duration(), metavar="DURATION", help="Died longer ago, such as 12h or 7d."),
         click.option("--destination", metavar="HOST", help="Was for this host."),
         click.option("--reason", type=click.Choice([str(one) for one in DeadReason]), metavar="REASON", help=_REASONS),
     ):
@@ -196,52 +180,31 @@ def _as_fields(letter: DeadLetter) -> dict[str, object]:
 
 def _changing(command: F) -> F:
     for option in (
-        options.debug,
-        options.output,
-        click.option("--dry-run", is_flag=True, help="Only show what would be done."),
-        click.option("-y", "--yes", is_flag=True, help="Do not ask."),
+        changing,
         click.option("--all", "everything", is_flag=True, help="All dead letters of the queue."),
         _conditions,
-        options.queue,
-        options.config,
         click.argument("ids", nargs=-1, metavar="[ID]..."),
     ):
         command = option(command)
     return command
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What is done to letters, and how it is spoken of."""
-
-    verb: str
-    past: str
-    consequence: str
-    action: Callable[[Queue], Callable[[Sequence[str]], Awaitable[int]]]
-
-
-_RETRY = _Change(
-    "retry", "retried", "they go to the tail of pending, with a clean record", lambda queue: queue.dead_retry
-)
-_PURGE = _Change("purge", "purged", "they are deleted for good: there is no way back", lambda queue: queue.dead_purge)
-
-
 @dead.command()
 @_changing
-def retry(
-    config_path: Path | None, queue_name: str | None, yes: bool, dry_run: bool, as_json: bool, **which: Any
-) -> int:
+def retry(config_path: Path | None, queue_name: str | None, **given: Any) -> int:
     """Send dead letters again: they go to the tail of pending, with a clean record."""
-    return run(_do(_RETRY, config_path, queue_name, _selection(**which), yes=yes, dry_run=dry_run, as_json=as_json))
+    from cbq_exporter.services.operations import RetryDead
+
+    return run(_do(config_path, queue_name, RetryDead, "retried", **given))
 
 
 @dead.command()
 @_changing
-def purge(
-    config_path: Path | None, queue_name: str | None, yes: bool, dry_run: bool, as_json: bool, **which: Any
-) -> int:
+def purge(config_path: Path | None, queue_name: str | None, **given: Any) -> int:
     """Delete dead letters for good."""
-    return run(_do(_PURGE, config_path, queue_name, _selection(**which), yes=yes, dry_run=dry_run, as_json=as_json))
+    from cbq_exporter.services.operations import PurgeDead
+
+    return run(_do(config_path, queue_name, PurgeDead, "purged", **given))
 
 
 def _selection(
@@ -256,64 +219,40 @@ def _selection(
 
 
 async def _do(
-    change: _Change,
     config_path: Path | None,
     queue_name: str | None,
-    selection: Selection,
+    make: Callable[[str, Selection], RetryDead | PurgeDead],
+    past: str,
     *,
     yes: bool,
     dry_run: bool,
+    why: str,
     as_json: bool,
+    **which: Any,
 ) -> int:
-    from cbq_exporter.services import dead_letters
-
-    async with open_queue(config_path, queue_name) as (config, queue):
-        with output.progress("looking", await queue.dead_count()) as show:
-            plan = await dead_letters.plan(queue, selection, show)
-        for missing in plan.missing:
-            output.say(f"no dead letter has the id {output.text(missing)}")
-        changed = 0
-        if plan.count:
-            output.say(_planned(plan, change.verb, config.name))
-            output.say(change.consequence)
-            if not dry_run:
-                output.confirm(f"{change.verb.capitalize()} {output.count(plan.count, 'dead letter')}?", yes=yes)
-                changed = await _execute(change, queue, plan)
-    output.say("dry run: nothing was changed" if dry_run else f"{change.past} {output.count(changed, 'dead letter')}")
+    selection = _selection(**which)
+    async with open_desk(config_path, queue_name) as desk:
+        queue = desk.store.queues[desk.queue.name]
+        with output.progress("looking", await queue.dead_count()) as bar:
+            plan = await desk.operations.plan(make(desk.queue.name, selection), bar)
+        show_plan(plan)
+        done = await carry_out(
+            desk,
+            plan,
+            How(yes, dry_run, why, as_json),
+            lambda executed: f"{past} {output.count(executed.counts['letters'], 'dead letter')}",
+        )
+    letters = plan.letters
+    assert letters is not None
     if as_json:
         output.print_json(
             {
-                "queue": config.name,
-                "planned": plan.count,
-                "bytes": plan.size,
-                "by_reason": plan.by_reason,
-                "missing": plan.missing,
-                change.past: changed,
+                "queue": desk.queue.name,
+                "planned": letters.count,
+                "bytes": letters.size,
+                "by_reason": letters.by_reason,
+                "missing": letters.missing,
+                past: done.counts["letters"],
             }
         )
-    return 1 if plan.missing else 0
-
-
-async def _execute(change: _Change, queue: Queue, plan: Plan) -> int:
-    import asyncio
-
-    from cbq_exporter.services import dead_letters
-
-    so_far = 0
-    with output.progress(change.verb, plan.count) as show:
-
-        def note(done: int) -> None:
-            nonlocal so_far
-            so_far = done
-            show(done)
-
-        try:
-            return await dead_letters.execute(queue, plan, change.action(queue), note)
-        except (KeyboardInterrupt, asyncio.CancelledError, StoreError):
-            output.say(f"{change.past} {output.count(so_far, 'dead letter')} for certain before it ended")
-            raise
-
-
-def _planned(plan: Plan, verb: str, queue: str) -> str:
-    reasons = ", ".join(f"{number:,} {reason}" for reason, number in plan.by_reason.items())
-    return f"{verb} {output.count(plan.count, 'dead letter')} of {queue} ({output.size(plan.size)}): {reasons}"
+    return 1 if letters.missing else 0

@@ -334,6 +334,14 @@ class DeadConfig(Section):
     )
 
 
+class TrashConfig(Section):
+    """What a reset moves out of the way."""
+
+    keep: Annotated[float, kinds.duration(MINUTE, 365 * DAY)] = Field(
+        7 * DAY, description="How long it can be put back with undo; then it is deleted."
+    )
+
+
 class QueueConfig(Section):
     """One callback queue."""
 
@@ -354,6 +362,7 @@ class QueueConfig(Section):
     recovery: RecoveryConfig = RecoveryConfig()
     lock: LockConfig = LockConfig()
     dead: DeadConfig = DeadConfig()
+    trash: TrashConfig = TrashConfig()
 
 
 class AlertAuthConfig(Section):

@@ -1,0 +1,119 @@
+"""``audit``: who did what to a queue, why, and what came of it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cbq_exporter.cli import options, output
+from cbq_exporter.cli.kinds import Duration
+from cbq_exporter.cli.operating import Desk, open_desk
+from cbq_exporter.cli.running import run
+from cbq_exporter.model import AuditEntry, OperationName
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MOST_SHOWN = 10_000
+
+
+@click.command
+@options.config
+@options.queue
+@click.option("--operation", type=click.Choice([str(one) for one in OperationName]), help="Only this operation.")
+@click.option("--actor", metavar="TEXT", help="Only of actors that contain this, such as cli or alice@.")
+@click.option("--since", type=Duration(), metavar="DURATION", help="Only of the last while, such as 2h or 7d.")
+@click.option("--limit", type=click.IntRange(1, _MOST_SHOWN), default=50, show_default=True, help="How many at most.")
+@click.option("-f", "--follow", is_flag=True, help="Then show each new entry, until Ctrl-C.")
+@options.output
+@options.debug
+def audit(
+    config_path: Path | None,
+    queue_name: str | None,
+    operation: str | None,
+    actor: str | None,
+    since: float | None,
+    limit: int,
+    follow: bool,
+    as_json: bool,
+) -> None:
+    """Show who did what to a queue, the newest last. With -o json: one entry a line."""
+
+    async def work() -> None:
+        async with open_desk(config_path, queue_name) as desk:
+            last = await _list(desk, operation, actor, since, limit, as_json)
+            if follow:
+                await _follow(desk, last, operation, actor, as_json)
+
+    if not follow:
+        run(work())
+        return
+    with suppress(KeyboardInterrupt):
+        run(work())
+
+
+async def _list(
+    desk: Desk, operation: str | None, actor: str | None, since: float | None, limit: int, as_json: bool
+) -> str:
+    """Returns the id of the newest entry of all, shown or not."""
+    from cbq_exporter.store.audit import BEGINNING
+
+    name = desk.queue.name
+    newest = await desk.audit.entries(name, count=1)
+    after = None
+    if since is not None:
+        after = await desk.store.queues[name].store_now_ms() / 1000 - since
+    found = await desk.audit.entries(name, count=limit, operation=operation, actor=actor, since=after)
+    if as_json:
+        for entry in found:
+            _print_line(entry)
+    elif found:
+        click.echo(_table(found))
+    else:
+        output.say(f"no entries in the audit of {name}")
+    sys.stdout.flush()
+    return newest[-1].id if newest else BEGINNING
+
+
+async def _follow(desk: Desk, last: str, operation: str | None, actor: str | None, as_json: bool) -> None:
+    from cbq_exporter.services.audit import fits
+
+    async for entry in desk.audit.follow(desk.queue.name, last):
+        if not fits(entry, operation, actor):
+            continue
+        if as_json:
+            _print_line(entry)
+        else:
+            click.echo("  ".join(cell for cell in _row(entry) if cell != output.UNKNOWN))
+        sys.stdout.flush()
+
+
+def _table(entries: list[AuditEntry]) -> str:
+    return output.table(["time", "who", "operation", "result", "what"], [_row(one) for one in entries], fold="what")
+
+
+def _row(entry: AuditEntry) -> list[str]:
+    what = [_phrase(entry.before), _phrase(entry.after)] if entry.result != "started" else [_phrase(entry.before)]
+    if entry.reason:
+        what.insert(0, entry.reason)
+    return [
+        output.moment(entry.at),
+        output.text(str(entry.actor)),
+        output.text(entry.operation),
+        str(entry.result),
+        output.text("; ".join(filter(None, what)), 500),
+    ]
+
+
+def _phrase(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in fields.items() if value not in (None, {}, []))
+
+
+def _print_line(entry: AuditEntry) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.encode(entry).decode())
