@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cbq_exporter.config import example, reference, schema
 from cbq_exporter.metrics import catalogue
+from cbq_exporter.web import openapi
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,6 +17,8 @@ DOCUMENTS: Mapping[str, Callable[[], str]] = {
     schema.PATH: schema.schema,
     reference.PATH: reference.markdown,
     "docs/metrics.md": catalogue.markdown,
+    openapi.PATH: openapi.json,
+    openapi.PAGE: openapi.markdown,
 }
 
 

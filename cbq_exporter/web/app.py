@@ -1,4 +1,4 @@
-"""What is served over HTTP. Nothing here changes anything: every route answers GET and HEAD only."""
+"""What is served over HTTP. What is here changes nothing and answers GET and HEAD only; see ``api`` for the rest."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from cbq_exporter.config.models import Config
 from cbq_exporter.metrics.exposition import choose, render
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import Snapshot
+from cbq_exporter.web import expect, openapi, problems
+from cbq_exporter.web.api import Api
 from cbq_exporter.web.page import CONTENT_SECURITY_POLICY, page
 from cbq_exporter.web.status import document
 
 log = logging.getLogger(__name__)
 
-MOST_BODY = 64 * 1024  # bytes of a request; nothing that is served yet reads any
+MOST_BODY = 64 * 1024  # bytes of a request
 DEADLINE = 10.0  # seconds that reading may take where the client does not say
 _MOST_DEADLINE = 60.0
 _MARGIN = 0.5  # seconds kept back of what the scraper waits, for rendering and the way
@@ -37,7 +39,8 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-_PATHS = "/metrics, /-/healthy, /-/ready, /api/v1/status and /"
+_PATHS = "/metrics, /-/healthy, /-/ready, /api/v1/status, /api/v1/openapi.json and /"
+_API = "/api/"
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -59,15 +62,23 @@ class Backend(Protocol):
     def not_healthy(self) -> list[str]: ...
 
 
-def create_app(backend: Backend) -> web.Application:
+def create_app(backend: Backend, api: Api | None = None) -> web.Application:
+    """Without ``api`` nothing can be changed over HTTP."""
     handlers = _Handlers(backend)
     app = web.Application(middlewares=[_answer_errors], client_max_size=MOST_BODY)
     app.on_response_prepare.append(_add_headers)
-    app.router.add_get("/", handlers.page)
-    app.router.add_get("/metrics", handlers.metrics)
-    app.router.add_get("/-/healthy", handlers.healthy)
-    app.router.add_get("/-/ready", handlers.ready)
-    app.router.add_get("/api/v1/status", handlers.status)
+    for path, handler in (
+        ("/", handlers.page),
+        ("/metrics", handlers.metrics),
+        ("/-/healthy", handlers.healthy),
+        ("/-/ready", handlers.ready),
+        ("/api/v1/status", handlers.status),
+        ("/api/v1/openapi.json", handlers.openapi),
+    ):
+        app.router.add_get(path, handler, expect_handler=expect.answer)
+    if api is not None:
+        api.add_to(app)
+    expect.guard_other_paths(app)
     return app
 
 
@@ -105,6 +116,9 @@ class _Handlers:
     async def status(self, request: web.Request) -> web.Response:
         body = msgspec.json.encode(document(await self._snapshot(DEADLINE)))
         return web.Response(body=body, content_type="application/json", charset="utf-8")
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        return web.Response(body=openapi.json().encode(), content_type="application/json", charset="utf-8")
 
     async def page(self, request: web.Request) -> web.Response:
         snapshot = await self._snapshot(DEADLINE)
@@ -166,25 +180,29 @@ async def _answer_errors(request: web.Request, handler: _Handler) -> web.StreamR
     """Short texts for whoever asks wrongly; a fault of ours is logged and says nothing about itself."""
     length = request.content_length
     if length is not None and length > MOST_BODY:
-        return _refusal(413, f"The body may have {MOST_BODY} bytes at most.", close=True)
+        return _refusal(request, 413, f"The body may have {MOST_BODY} bytes at most.", close=True)
     try:
         return await handler(request)
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
-        refusal = _refusal(405, f"Only {allowed} are allowed here.")
+        refusal = _refusal(request, 405, f"Allowed here: {allowed}.")
         refusal.headers["Allow"] = allowed
         return refusal
     except web.HTTPNotFound:
-        return _refusal(404, f"Nothing here. There are {_PATHS}.")
+        return _refusal(request, 404, f"Nothing here. There are {_PATHS}.")
     except web.HTTPException as error:
-        return _refusal(error.status, error.reason)
+        return _refusal(request, error.status, error.reason)
     except Exception:
         log.exception("a request failed", extra={"path": request.path[:200]})
-        return _refusal(500, "An error of the server's own; it is in the log.")
+        return _refusal(request, 500, "An error of the server's own; it is in the log.")
 
 
-def _refusal(status: int, line: str, *, close: bool = False) -> web.Response:
-    response = web.Response(text=line + "\n", status=status)
+def _refusal(request: web.Request, status: int, line: str, *, close: bool = False) -> web.Response:
+    """For programs where they ask, for people elsewhere."""
+    if request.path.startswith(_API):
+        response = problems.of_status(status, line)
+    else:
+        response = web.Response(text=line + "\n", status=status)
     if close:
         response.force_close()
     return response

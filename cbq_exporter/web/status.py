@@ -57,6 +57,6 @@ def _lock(view: QueueView) -> dict[str, Any]:
     return {"held": True, "ttl_seconds": lock.ttl, "ours": lock.ours, "value": text(lock.value)}
 
 
-def text(value: str | None) -> str | None:
+def text(value: str | None, most: int = _MOST_TEXT) -> str | None:
     """Bounded, and without the lone surrogates that bytes of another encoding are read as."""
-    return None if value is None else value[:_MOST_TEXT].encode("utf-8", "replace").decode()
+    return None if value is None else value[:most].encode("utf-8", "replace").decode()

@@ -14,6 +14,7 @@ from typing import Any
 from cbq_exporter.config.models import Config
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import Snapshot
+from cbq_exporter.web.api import Api
 from cbq_exporter.web.app import create_app
 from cbq_exporter.web.guard import Limits
 from cbq_exporter.web.server import WebServer
@@ -58,9 +59,12 @@ class Answer:
 
 @dataclass
 class Serving:
+    """``run`` runs a coroutine to its end in the server's loop."""
+
     backend: FakeBackend
     url: str
     port: int
+    run: Callable[[Any], Any]
 
     def ask(self, path: str, method: str = "GET", body: Any = None, **headers: str) -> Answer:
         """Header names are written with underscores."""
@@ -84,7 +88,10 @@ class Serving:
 
 @contextmanager
 def serving(
-    backend: FakeBackend, limits: Limits | None = None, new_loop: Callable[[], Any] = asyncio.new_event_loop
+    backend: FakeBackend,
+    limits: Limits | None = None,
+    new_loop: Callable[[], Any] = asyncio.new_event_loop,
+    api: Api | None = None,
 ) -> Iterator[Serving]:
     loop = new_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -94,10 +101,10 @@ def serving(
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(20)
 
     try:
-        server = WebServer(create_app(backend), "127.0.0.1", 0, limits=limits)
+        server = WebServer(create_app(backend, api), "127.0.0.1", 0, limits=limits)
         run(server.start())
         try:
-            yield Serving(backend, server.url, int(server.url.rpartition(":")[2]))
+            yield Serving(backend, server.url, int(server.url.rpartition(":")[2]), run)
         finally:
             run(server.stop())
     finally:

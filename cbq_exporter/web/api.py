@@ -1,0 +1,162 @@
+"""The part of the API that changes something: ``POST /api/v1/queues/{queue}/{operation}``.
+
+Nothing is looked at, let alone changed, before it is known who asks. What is done is done by ``services.operations``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+from aiohttp import web
+
+from cbq_exporter.config.models import Config
+from cbq_exporter.errors import CbqError, PreconditionChanged, RefusedError, StoreError, StoreUnavailable
+from cbq_exporter.model import Actor, Mode, Trigger
+from cbq_exporter.services.operations import Executed, Operation, Plan
+from cbq_exporter.store.answers import Answers
+from cbq_exporter.web import bodies, expect, idempotency, problems
+from cbq_exporter.web.auth import Tokens
+from cbq_exporter.web.bodies import ACTIONS, Action, Body, Outcome
+from cbq_exporter.web.idempotency import Once
+from cbq_exporter.web.problems import Code, ProblemError
+from cbq_exporter.web.status import text
+
+BODY_TIME = 10.0  # seconds for a request's body to arrive
+
+_MOST_LINE = 1000  # characters of a line for people
+
+
+class Operator(Protocol):
+    """What is needed of ``services.operations.Operations``."""
+
+    async def plan(self, operation: Operation) -> Plan: ...
+
+    async def execute(self, plan: Plan, *, actor: Actor, reason: str = "", dry_run: bool = False) -> Executed: ...
+
+
+class Api:
+    """``answers`` by the queue's name. Without ``web.bearer_token_file`` every request is refused."""
+
+    def __init__(
+        self,
+        config: Config,
+        operations: Operator,
+        answers: Mapping[str, Answers],
+        *,
+        body_time: float = BODY_TIME,
+    ) -> None:
+        self._modes = {queue.name: queue.mode for queue in config.queues}
+        self._operations = operations
+        self._answers = answers
+        self._body_time = body_time
+        path = config.web.bearer_token_file
+        self._tokens = None if path is None else Tokens(path)
+        if self._tokens is not None:
+            self._tokens.check()
+
+    def add_to(self, app: web.Application) -> None:
+        path = f"/api/v1/queues/{{queue}}/{{operation:{'|'.join(ACTIONS)}}}"
+        app.router.add_post(path, self._handle, expect_handler=expect.answer)
+
+    async def _handle(self, request: web.Request) -> web.Response:
+        try:
+            return await self._act(request)
+        except ProblemError as error:
+            response = problems.response(error.status, error.body(), error.headers)
+            if error.code in (Code.SLOW_BODY, Code.TOO_LARGE):
+                response.force_close()
+            return response
+
+    async def _act(self, request: web.Request) -> web.Response:
+        actor = self._actor(request)
+        action, queue = ACTIONS[request.match_info["operation"]], self._queue(request)
+        key = idempotency.key_of(request.headers.getall(idempotency.HEADER, ()))
+        body = bodies.read(action.body, await self._content(request))
+        once = Once(self._answers[queue], key, actor=actor.name, request=_identity(action, body))
+        try:
+            if (before := await once.look()) is not None:
+                return before
+            plan = await self._operations.plan(action.operation(queue, body))
+            if (before := await once.begin()) is not None:
+                return before
+        except CbqError as error:
+            raise _problem(error) from error
+        try:
+            executed = await self._operations.execute(plan, actor=actor, reason=body.reason, dry_run=body.dry_run)
+        except CbqError as error:
+            problem = _problem(error)
+            if isinstance(error, RefusedError | PreconditionChanged):
+                await once.end(problem.status, problem.body())
+            raise problem from error
+        done = msgspec.json.encode(_outcome(action, queue, body, plan, executed)).decode()
+        await once.end(200, done)
+        return idempotency.answer(200, done)
+
+    def _actor(self, request: web.Request) -> Actor:
+        if self._tokens is None:
+            raise ProblemError(
+                Code.NO_TOKEN_FILE,
+                "changing something needs authentication: name a file with a token in web.bearer_token_file",
+            )
+        return Actor(Trigger.API, self._tokens.name_of(request.headers.getall("Authorization", ())))
+
+    def _queue(self, request: web.Request) -> str:
+        name = request.match_info["queue"]
+        mode = self._modes.get(name)
+        if mode is None:
+            known = ", ".join(self._modes)
+            raise ProblemError(Code.UNKNOWN_QUEUE, f"no queue of that name is configured: there is {known}")
+        if mode is Mode.OBSERVE:
+            raise ProblemError(Code.OBSERVED, f"the mode of queue {name} is observe: nothing of it is ever changed")
+        return name
+
+    async def _content(self, request: web.Request) -> bytes:
+        if (
+            len(request.headers.getall("Content-Type", ())) != 1
+            or request.content_type != "application/json"
+            or (request.charset or "utf-8").lower() not in ("utf-8", "utf8")
+            or request.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
+        ):
+            raise ProblemError(Code.CONTENT_TYPE, "the body must be application/json in UTF-8, and not compressed")
+        try:
+            async with asyncio.timeout(self._body_time):
+                return await request.read()
+        except TimeoutError:
+            raise ProblemError(
+                Code.SLOW_BODY, f"the body did not arrive within {self._body_time:g} s", headers={"Connection": "close"}
+            ) from None
+        except web.HTTPRequestEntityTooLarge:
+            raise ProblemError(Code.TOO_LARGE, "the body may have 64 KiB at most") from None
+        except (web.RequestPayloadError, ConnectionError):
+            raise ProblemError(Code.INVALID_BODY, "the body did not arrive whole") from None
+
+
+def _identity(action: Action, body: Body) -> bytes:
+    """The same for two requests that ask for the same."""
+    return action.name.encode() + b" " + msgspec.json.encode(body)
+
+
+def _outcome(action: Action, queue: str, body: Body, plan: Plan, executed: Executed) -> Outcome:
+    return Outcome(
+        operation=action.name,
+        queue=queue,
+        dry_run=body.dry_run,
+        nothing_to_do=plan.nothing_to_do,
+        summary=tuple(text(line, _MOST_LINE) or "" for line in plan.summary),
+        planned=dict(plan.counts),
+        done={} if body.dry_run else dict(executed.counts),
+        undo=executed.undo,
+    )
+
+
+def _problem(error: CbqError) -> ProblemError:
+    if isinstance(error, RefusedError):
+        return ProblemError(Code.REFUSED, str(error))
+    if isinstance(error, PreconditionChanged):
+        return ProblemError(Code.CHANGED, str(error))
+    if isinstance(error, StoreUnavailable):
+        return ProblemError(Code.STORE_UNAVAILABLE, str(error), headers={"Retry-After": str(problems.RETRY_AFTER)})
+    return ProblemError(Code.STORE_MISUSE if isinstance(error, StoreError) else Code.FAILED, str(error))

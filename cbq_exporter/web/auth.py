@@ -1,0 +1,121 @@
+"""Who may change something over HTTP: whoever sends one of the tokens of a file.
+
+The file has one token a line, or a name and a token; empty lines and lines that begin with ``#`` are passed over.
+Several lines at once are how a token is replaced without a gap. The file is read anew for each request: it is small,
+and a change counts at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cbq_exporter.web.problems import Code, ProblemError
+
+log = logging.getLogger(__name__)
+
+UNNAMED = "api"  # whoever has a token without a name
+LEAST = 16  # characters of a token: shorter ones can be guessed
+_MOST_BYTES = 64 * 1024  # of the file
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,1000}=*")  # what RFC 6750 lets a header carry
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+_CHALLENGE = 'Bearer realm="cbq-exporter"'
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Token:
+    """Only its digest is kept: all are of one length, and nothing shows the token by mistake."""
+
+    name: str
+    digest: bytes
+
+
+class Tokens:
+    """Those of ``path``, as they are at the moment of each question."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._said: str | None = None
+
+    def name_of(self, authorization: Sequence[str]) -> str:
+        """Whose token the values of all ``Authorization`` headers carry. Raises ProblemError where nobody's."""
+        if len(authorization) != 1:
+            raise _unauthorized("send one Authorization header: Bearer and a token")
+        scheme, _, given = authorization[0].strip(" \t").partition(" ")
+        given = given.strip(" \t")
+        if scheme.lower() != "bearer" or not _TOKEN.fullmatch(given):
+            raise _unauthorized("the Authorization header must be Bearer and a token")
+        trouble, tokens = self._read()
+        self._say(trouble)
+        if trouble:
+            raise ProblemError(Code.TOKEN_FILE_UNUSABLE, "web.bearer_token_file cannot be used: see the daemon's log")
+        digest = _digest(given)
+        name: str | None = None
+        for token in tokens:  # all of them, so that the time tells nothing
+            if hmac.compare_digest(token.digest, digest):
+                name = token.name
+        if name is None:
+            raise _unauthorized("the token is not one of web.bearer_token_file", error="invalid_token")
+        return name
+
+    def check(self) -> None:
+        """Say in the log whether the file can be used, before anybody asks."""
+        self._say(self._read()[0])
+
+    def _say(self, trouble: str) -> None:
+        """Once for each trouble, and once when it is over."""
+        if trouble and trouble != self._said:
+            log.error("web.bearer_token_file cannot be used, so the API changes nothing: %s", trouble)
+        elif not trouble and self._said:
+            log.info("web.bearer_token_file can be used again")
+        self._said = trouble
+
+    def _read(self) -> tuple[str, list[_Token]]:
+        """What is wrong with the file (empty: nothing), and its tokens."""
+        try:
+            text = _content(self._path)
+        except (OSError, ValueError) as error:
+            return f"{self._path}: {getattr(error, 'strerror', None) or error}", []
+        tokens = []
+        for number, line in enumerate(text.splitlines(), 1):
+            words = line.split()
+            if not words or words[0].startswith("#"):
+                continue
+            name, token = (UNNAMED, words[0]) if len(words) == 1 else (words[0], words[1])
+            if len(words) > 2 or not _NAME.fullmatch(name) or not _TOKEN.fullmatch(token):
+                return f"{self._path}:{number}: must be a token, or a name and a token", []
+            if len(token) < LEAST:
+                return f"{self._path}:{number}: a token must have {LEAST} characters at least", []
+            tokens.append(_Token(name, _digest(token)))
+        return ("", tokens) if tokens else (f"{self._path}: there is no token in it", [])
+
+
+def _content(path: Path) -> str:
+    """Raises OSError or ValueError. A pipe in the place of the file is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("is not a file")
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"has more than {_MOST_BYTES} bytes")
+    try:
+        return content.decode("ascii")
+    except UnicodeDecodeError:
+        raise ValueError("has other characters than ASCII") from None
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("ascii")).digest()
+
+
+def _unauthorized(detail: str, *, error: str = "") -> ProblemError:
+    challenge = f'{_CHALLENGE}, error="{error}"' if error else _CHALLENGE
+    return ProblemError(Code.UNAUTHORIZED, detail, headers={"WWW-Authenticate": challenge})

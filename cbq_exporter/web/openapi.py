@@ -1,0 +1,271 @@
+"""The API as an OpenAPI 3.1 document, and as a page for people; both written from what the code takes and answers."""
+
+from __future__ import annotations
+
+import json as json_writer
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from cbq_exporter import __version__
+from cbq_exporter.web.bodies import ACTIONS, Action, Outcome
+from cbq_exporter.web.idempotency import HEADER, REPLAYED
+from cbq_exporter.web.problems import CONTENT_TYPE, MEANINGS, Code, Problem
+
+PATH = "docs/openapi.json"
+PAGE = "docs/api.md"
+_SCHEMAS = "#/components/schemas/"
+_HEADERS = {
+    401: {"WWW-Authenticate": "Always Bearer."},
+    503: {"Retry-After": "Seconds, where the store is away."},
+}
+
+_HEAD = """\
+# HTTP API
+
+Everything is JSON. The daemon serves this API as an OpenAPI 3.1 document at `/api/v1/openapi.json`
+([openapi.json](openapi.json) is the same). Field names only ever grow. Times are epoch seconds, durations seconds,
+null is unknown.
+
+`GET /api/v1/status` shows all queues, as `cbq-exporter status -o json` does, and needs no token.
+
+## Changing something
+
+`POST /api/v1/queues/{queue}/{operation}` does what the command of the same name does, and is audited like it. It
+needs a token, at any address; without `web.bearer_token_file` every such request is refused. The file has a token on
+each line, or a name and a token; the name appears in the audit (`api` where there is none). Several lines let a token
+be replaced without a gap; a changed file counts at once. A token has 16 characters at least:
+
+```sh
+(umask 077 && echo "alice $(openssl rand -hex 32)" > tokens)
+```
+
+The body is a JSON object; `{}` is enough. Begin with `"dry_run": true`, which answers with the plan:
+
+```sh
+curl -sS http://127.0.0.1:9847/api/v1/queues/callbacks/recover \\
+  -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" \\
+  -d '{"dry_run": true, "reason": "worker 7 died"}'
+```
+
+The daemon speaks plain HTTP: beyond this machine, put a proxy with TLS in front of it, or tokens can be read on the
+way. Browsers of other origins are given nothing.
+"""
+
+_IDEMPOTENCY = f"""\
+## Sending a request again
+
+With an `{HEADER}` of your choice (such as a UUID) a request that comes again within 24 hours is not
+carried out again: it gets the first answer, with `{REPLAYED}: true`. That holds after a restart, and for
+all daemons on one store. A key belongs to the queue and to the token's name. What was refused before anything was
+tried (such as a bad body, or a store that was away) leaves nothing, and may be sent again with its key.
+
+After a 503 it may be unknown whether the operation was carried out. Then the same key gets 409, `key_in_use`: look at
+`cbq-exporter audit` before you try with another key.
+"""
+
+_ERRORS = f"""\
+## Errors
+
+Errors are `{CONTENT_TYPE}` (RFC 9457): `title` and `status` are HTTP's, `detail` is one line for
+people, `code` is for programs, and `field` names the member of the body that is wrong.
+
+| status | code | what it means |
+|---|---|---|
+"""
+
+
+def document() -> dict[str, Any]:
+    _, schemas = msgspec.json.schema_components(
+        [Outcome, Problem, *(action.body for action in ACTIONS.values())], ref_template=_SCHEMAS + "{name}"
+    )
+    schemas["Status"] = _STATUS
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "cbq-exporter",
+            "version": __version__,
+            "summary": "Look at callback queues, and heal them.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": {
+            "/api/v1/status": {
+                "get": {
+                    "operationId": "status",
+                    "summary": "Show all queues.",
+                    "security": [],
+                    "responses": {
+                        "200": _json("All queues at one moment; a store that is away is shown too.", "Status")
+                    },
+                }
+            },
+            **{f"/api/v1/queues/{{queue}}/{name}": {"post": _operation(action)} for name, action in ACTIONS.items()},
+        },
+        "components": {
+            "schemas": schemas,
+            "parameters": {
+                "queue": {
+                    "name": "queue",
+                    "in": "path",
+                    "required": True,
+                    "description": "The queue's name in the configuration.",
+                    "schema": {"type": "string", "pattern": "^[a-z0-9_-]{1,64}$"},
+                },
+                "key": {
+                    "name": HEADER,
+                    "in": "header",
+                    "required": False,
+                    "description": "A request with a key that was sent before gets the first answer, for 24 hours.",
+                    "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[ -~]*$"},
+                },
+            },
+            "responses": {str(status): _failure(status) for status in _statuses()},
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A token of web.bearer_token_file.",
+                }
+            },
+        },
+    }
+
+
+@cache
+def json() -> str:
+    return json_writer.dumps(document(), indent=2, ensure_ascii=False) + "\n"
+
+
+def markdown() -> str:
+    lines = [_HEAD, "## Operations\n"]
+    schemas = document()["components"]["schemas"]
+    for name, action in ACTIONS.items():
+        lines += [
+            f"### {name}\n",
+            f"{action.body.__doc__}\n",
+            "| member | type | default | meaning |",
+            "|---|---|---|---|",
+        ]
+        lines += [_member(member, schema) for member, schema in schemas[action.body.__name__]["properties"].items()]
+        lines.append("")
+    lines += ["### The answer\n", "| member | type | meaning |", "|---|---|---|"]
+    outcome = schemas["Outcome"]["properties"]
+    lines += [f"| `{one}` | {_type(schema)} | {schema.get('description', '')} |" for one, schema in outcome.items()]
+    lines += ["", _IDEMPOTENCY, _ERRORS + "\n".join(_error(code) for code in MEANINGS)]
+    return "\n".join(lines) + "\n"
+
+
+def _operation(action: Action) -> dict[str, Any]:
+    done = _json(f"Done, or what would be done. `{REPLAYED}` is true where it is an earlier answer.", "Outcome")
+    done["headers"] = {REPLAYED: {"schema": {"const": "true"}}}
+    return {
+        "operationId": action.name,
+        "summary": action.body.__doc__,
+        "security": [{"token": []}],
+        "parameters": [{"$ref": "#/components/parameters/queue"}, {"$ref": "#/components/parameters/key"}],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": _SCHEMAS + action.body.__name__}}},
+        },
+        "responses": {
+            "200": done,
+            **{str(status): {"$ref": f"#/components/responses/{status}"} for status in _statuses()},
+        },
+    }
+
+
+def _statuses() -> list[int]:
+    return sorted({status for status, _ in MEANINGS.values()})
+
+
+def _failure(status: int) -> dict[str, Any]:
+    meanings = [f"`{code}`: {meaning}" for code, (its, meaning) in MEANINGS.items() if its == status]
+    failure: dict[str, Any] = {
+        "description": "\n\n".join(meanings),
+        "content": {CONTENT_TYPE: {"schema": {"$ref": _SCHEMAS + "Problem"}}},
+    }
+    if status in _HEADERS:
+        failure["headers"] = {
+            name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS[status].items()
+        }
+    return failure
+
+
+def _json(description: str, schema: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": {"$ref": _SCHEMAS + schema}}}}
+
+
+def _member(name: str, schema: dict[str, Any]) -> str:
+    default = json_writer.dumps(schema.get("default"))
+    return f"| `{name}` | {_type(schema)} | `{default}` | {schema.get('description', '')} |"
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_type(one) for one in schema["anyOf"])
+    kind = str(schema["type"])
+    if "maxLength" in schema:
+        return f"{kind} of {schema['maxLength']} characters at most"
+    if "maximum" in schema:
+        return f"{kind} from {schema['minimum']:g} to {schema['maximum']:.0f}"
+    return kind
+
+
+def _error(code: Code) -> str:
+    status, meaning = MEANINGS[code]
+    return f"| {status} | `{code}` | {meaning} |"
+
+
+_NUMBER = {"type": ["number", "null"]}
+_COUNT = {"type": ["integer", "null"]}
+_TEXT = {"type": ["string", "null"]}
+
+# ``status.document`` makes this; a test holds the two together.
+_STATUS: dict[str, Any] = {
+    "title": "Status",
+    "description": "All queues at one moment.",
+    "type": "object",
+    "required": ["version", "at", "redis", "queues"],
+    "properties": {
+        "version": {"type": "string"},
+        "at": {**_NUMBER, "description": "The store's clock."},
+        "redis": {
+            "type": "object",
+            "required": ["up"],
+            "properties": {
+                "up": {"type": "boolean"},
+                "server": _TEXT,
+                "read_seconds": _NUMBER,
+                "memory_used_bytes": _COUNT,
+                "memory_max_bytes": _COUNT,
+                "error": _TEXT,
+            },
+        },
+        "queues": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["queue", "mode"],
+                "properties": {
+                    "queue": {"type": "string"},
+                    "mode": {"enum": ["observe", "supervise", "dispatch"]},
+                    "lengths": {"type": "object", "additionalProperties": _COUNT},
+                    "oldest_at": {"type": "object", "additionalProperties": _NUMBER},
+                    "lock": {
+                        "type": "object",
+                        "properties": {
+                            "held": {"type": ["boolean", "null"]},
+                            "ttl_seconds": _NUMBER,
+                            "ours": {"type": "boolean"},
+                            "value": _TEXT,
+                        },
+                    },
+                    "last_send_at": _NUMBER,
+                    "error": _TEXT,
+                },
+            },
+        },
+    },
+}
