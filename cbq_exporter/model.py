@@ -368,6 +368,8 @@ class QueueView:
     lock_rule: LockRule | None = None
     last_send_at: float | None = None
     source_stats: Mapping[str, int] = field(default_factory=dict)
+    paused: bool | None = None
+    paused_destinations: int | None = None
     error: str | None = None
 
 

@@ -29,10 +29,15 @@ from cbq_exporter.policy.stuck import StuckRule
 from cbq_exporter.services.audit import Audit
 from cbq_exporter.services.dispatcher import Dispatcher
 from cbq_exporter.services.lock_keeper import LockKeeper
+from cbq_exporter.services.operations import Operations
 from cbq_exporter.services.recoverer import Recoverer
 from cbq_exporter.services.upkeep import Upkeep
+from cbq_exporter.store.answers import Answers
 from cbq_exporter.store.embedded import EmbeddedServer
 from cbq_exporter.store.opening import Store, lock_rule_of, make_store
+from cbq_exporter.store.pauses import Pauses
+from cbq_exporter.store.trash import Trash
+from cbq_exporter.web.api import Api
 from cbq_exporter.web.app import create_app
 from cbq_exporter.web.server import WebServer
 
@@ -118,7 +123,7 @@ class Application:
         self._store = make_store(
             self.config, url, lock_value=_lock_value(self._clock), on_error=self.instruments.redis_error
         )
-        self._web = WebServer(create_app(self), self.config.web.host, self.config.web.port)
+        self._web = WebServer(create_app(self, self._api(self._store)), self.config.web.host, self.config.web.port)
         await self._web.start()
         self._schedule.every(_PROBE, _PROBE_EVERY, partial(self._store.connections.read, "PING"))
         for queue in self.config.queues:
@@ -137,6 +142,11 @@ class Application:
             },
         )
 
+    def _api(self, store: Store) -> Api:
+        operations = Operations(self.config, store, Audit(store, count=self.instruments.operation_ended))
+        answers = {name: Answers(store.connections, queue.keys) for name, queue in store.queues.items()}
+        return Api(self.config, operations, answers)
+
     def _prepare(self, config: QueueConfig, store: Store) -> None:
         name = config.name
         queue, instruments = store.queues[name], self.instruments.queue(name)
@@ -146,7 +156,15 @@ class Application:
         if config.mode is Mode.DISPATCH:
             flush_task = _flush(name)
             wake = partial(self._schedule.wake, flush_task)
-            dispatcher = Dispatcher(config, queue, instruments, self._engine_maker(config), self._clock, on_retry=wake)
+            dispatcher = Dispatcher(
+                config,
+                queue,
+                instruments,
+                self._engine_maker(config),
+                self._clock,
+                on_retry=wake,
+                pauses=Pauses(store.connections, queue.keys),
+            )
             dispatcher.start()
             self._dispatchers[name] = dispatcher
             arrivals = Arrivals(dispatcher, wake)
@@ -179,7 +197,14 @@ class Application:
             every=recovery.every,
         )
         self._schedule.every(_recover(name), recovery.every, _recover_once(recoverer, dispatcher))
-        upkeep = Upkeep(name, queue, dead_max_count=config.dead.max_count, dead_max_age=config.dead.max_age)
+        upkeep = Upkeep(
+            name,
+            queue,
+            Trash(store.connections, queue.keys),
+            audit,
+            dead_max_count=config.dead.max_count,
+            dead_max_age=config.dead.max_age,
+        )
         self._schedule.every(_upkeep(name), _UPKEEP_EVERY, upkeep.run_once)
 
     def _engine_maker(self, config: QueueConfig) -> Callable[[Callable[[list[Exchange]], None]], Engine]:

@@ -115,6 +115,20 @@ CATALOGUE: tuple[Definition, ...] = (
         "Callbacks in processing without a lease of ours.",
         "Somebody else's claims, or claims left behind.",
     ),
+    Definition(
+        "queue_paused",
+        "gauge",
+        _QUEUE,
+        "Whether an operator has paused the queue: daemons take nothing from it.",
+        "A pause that was forgotten.",
+    ),
+    Definition(
+        "paused_destinations",
+        "gauge",
+        _QUEUE,
+        "Destinations that an operator has paused.",
+        "Callbacks of theirs wait in retry.",
+    ),
     Definition("redis_memory_used_bytes", "gauge", (), "Memory that Redis uses.", "A queue that is full of payloads."),
     Definition(
         "redis_memory_max_bytes",

@@ -42,6 +42,8 @@ def _queue(view: QueueView, into: _Samples) -> None:
     into.add("retry_overdue_callbacks", view.retry_overdue, queue=queue)
     into.add("stuck_callbacks", view.stuck, queue=queue)
     into.add("untracked_callbacks", view.untracked, queue=queue)
+    into.add("queue_paused", None if view.paused is None else float(view.paused), queue=queue)
+    into.add("paused_destinations", view.paused_destinations, queue=queue)
     into.add("last_send_timestamp_seconds", view.last_send_at, queue=queue)
     for stat, count in view.source_stats.items():
         into.add("source_stats_total", count, queue=queue, stat=stat)

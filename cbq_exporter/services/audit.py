@@ -69,6 +69,10 @@ class Audit:
                 after_id = entry.id
                 yield entry
 
+    async def trim(self, queue: str, max_age: float) -> int:
+        """Delete entries older than ``max_age`` seconds; returns how many."""
+        return await self._logs[queue].trim(max_age)
+
     @asynccontextmanager
     async def audited(
         self,

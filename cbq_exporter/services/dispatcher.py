@@ -17,6 +17,7 @@ from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange, Request
 from cbq_exporter.delivery.sender import Ended, Sender
 from cbq_exporter.delivery.shaping import Shaper, Unusable
+from cbq_exporter.delivery.url import Target
 from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
 from cbq_exporter.model import (
@@ -35,6 +36,7 @@ from cbq_exporter.model import (
 )
 from cbq_exporter.policy import flush, retry
 from cbq_exporter.services.settler import Settler
+from cbq_exporter.store.pauses import NOT_PAUSED, Pauses
 from cbq_exporter.store.queue import Queue
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ _LONGEST_RUN = 1.0  # seconds; a backlog is drained in many runs, so that the sc
 _STANDBY_LOOK = 1.0  # seconds: how often a standby looks at the lock at least
 _SHORTEST_LOOK = 0.02  # seconds: while callbacks wait for their batch to fill
 _LONGEST_LOOK = 1.0
+_PAUSES_LOOK = 1.0  # seconds: how often is looked at what is paused
+_PAUSED_FOR = 30.0  # seconds that a callback to a paused destination is put off at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Dispatcher:
         make_engine: Callable[[Callable[[list[Exchange]], None]], Engine],
         clock: Clock,
         on_retry: Callable[[float], None],
+        pauses: Pauses | None = None,
     ) -> None:
         """``on_retry`` is told in how many seconds a retry that was just stored will be due."""
         self._config = config
@@ -108,6 +113,9 @@ class Dispatcher:
         self._leading = False
         self._last_batch = float("-inf")  # monotonic
         self._waiting_since: float | None = None  # monotonic: since when callbacks are seen waiting
+        self._pauses = pauses
+        self._paused = NOT_PAUSED
+        self._pauses_seen = float("-inf")  # monotonic
 
     def start(self) -> None:
         self._sender.start()
@@ -124,8 +132,8 @@ class Dispatcher:
 
     @property
     def sees_nothing_waiting(self) -> bool:
-        """Whether pending was empty at the last look."""
-        return self._waiting_since is None
+        """Whether pending was empty at the last look; while the queue is paused, nobody looks."""
+        return self._waiting_since is None and self._paused.queue is None
 
     @property
     def trouble(self) -> str | None:
@@ -150,6 +158,9 @@ class Dispatcher:
             standby = await self._take_lock()
             if standby is not None:
                 return FlushReport(leading=False, look_again_in=standby)
+        await self._look_at_pauses(started)
+        if self._paused.queue is not None:
+            return FlushReport(look_again_in=_PAUSES_LOOK)
         claimed = 0
         last: Claim | None = None
         while not self._stopping:
@@ -173,6 +184,15 @@ class Dispatcher:
             if not last.pending_left:
                 return FlushReport(claimed, look_again_in=_until_due(last))
         return FlushReport(claimed, leading=self._leading)
+
+    async def _look_at_pauses(self, now: float) -> None:
+        if self._pauses is None or now - self._pauses_seen < _PAUSES_LOOK:
+            return
+        was_paused = self._paused.queue is not None
+        self._paused = await self._pauses.current()
+        self._pauses_seen = now
+        if was_paused != (self._paused.queue is not None):
+            log.info("resumed" if was_paused else "paused by an operator", extra={"queue": self._config.name})
 
     async def _take_lock(self) -> float | None:
         """None where the lock is ours now; else the seconds until it is worth looking again."""
@@ -269,11 +289,14 @@ class Dispatcher:
     def _accept(self, claim: Claim, not_after: float) -> None:
         delivery = self._config.delivery
         parcels: list[Parcel] = []
-        unusable: list[Settlement] = []
+        not_sent: list[Settlement] = []
         for claimed in claim.items:
             shaped = self._shaper.shape(claimed)
             if isinstance(shaped, Unusable):
-                unusable.append(self._given_up(claimed, shaped))
+                not_sent.append(self._given_up(claimed, shaped))
+                continue
+            if shaped.target.destination in self._paused.destinations:
+                not_sent.append(self._put_off(claimed, shaped.target))
                 continue
             request = Request(
                 shaped.target.url,
@@ -293,12 +316,19 @@ class Dispatcher:
             self._cut_off += parcels
         else:
             self._sender.send(parcels, spread=self._config.batch.spread)
-        self._settler.add(unusable)
+        self._settler.add(not_sent)
 
     def _given_up(self, claimed: Claimed, why: Unusable) -> Settlement:
         self._held[claimed.lease] = None
         failure = Failure(why.reason.value, detail=why.detail, at=self._clock.now())
         return Settlement(claimed, Dead(why.reason, failure, attempt_used=False), url=why.url)
+
+    def _put_off(self, claimed: Claimed, target: Target) -> Settlement:
+        """Its destination is paused. No attempt is used."""
+        self._held[claimed.lease] = None
+        failure = Failure("paused", detail="its destination is paused by an operator", at=self._clock.now())
+        outcome = Retry(_PAUSED_FOR * random.uniform(1.0, 1.5), failure, attempt_used=False)
+        return Settlement(claimed, outcome, target.url, target.destination)
 
     def _park_excess(self) -> None:
         """Give back what waits for slow destinations, so that others get their turn. No attempt is used."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from cbq_exporter.model import Actor, Trigger
+from cbq_exporter.services.audit import Audit
 from cbq_exporter.store.queue import Queue
+from cbq_exporter.store.trash import Trash
 
 log = logging.getLogger(__name__)
 
@@ -13,6 +16,7 @@ log = logging.getLogger(__name__)
 # else claims it, nobody tells us, and the memory goes by age.
 _RETURNED_KEPT_MS = 7 * 24 * 3600 * 1000
 _PAGES = 20  # of the memory of returned callbacks, each run
+_AUDIT_KEPT = 90 * 24 * 3600.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +26,20 @@ class UpkeepReport:
     dead_trimmed: int = 0
     orphans: int = 0
     forgotten: int = 0
+    resets_expired: int = 0
+    audit_trimmed: int = 0
 
 
 class Upkeep:
     """``dead_max_age`` is seconds."""
 
-    def __init__(self, name: str, queue: Queue, *, dead_max_count: int, dead_max_age: float) -> None:
+    def __init__(
+        self, name: str, queue: Queue, trash: Trash, audit: Audit, *, dead_max_count: int, dead_max_age: float
+    ) -> None:
         self._name = name
         self._queue = queue
+        self._trash = trash
+        self._audit = audit
         self._dead_max_count = dead_max_count
         self._dead_max_age = dead_max_age
         self._cursor = 0
@@ -45,10 +55,22 @@ class Upkeep:
             forgotten += count
             if self._cursor == 0:
                 break
-        report = UpkeepReport(trimmed, swept, forgotten)
+        expired = await self._expire_trash()
+        report = UpkeepReport(trimmed, swept, forgotten, expired, await self._audit.trim(self._name, _AUDIT_KEPT))
         if trimmed or swept:
             log.info(
                 "kept within bounds",
                 extra={"queue": self._name, "dead_trimmed": trimmed, "orphans": swept, "forgotten": forgotten},
             )
         return report
+
+    async def _expire_trash(self) -> int:
+        """Callbacks end here for good: that is audited, like every change."""
+        expired = await self._trash.expired()
+        for trash_id in expired:
+            async with self._audit.audited(self._name, _SCHEDULE, "expire", before={"trash_id": trash_id}) as after:
+                after["resets"] = int(await self._trash.drop_expired(trash_id))
+        return len(expired)
+
+
+_SCHEDULE = Actor(Trigger.SCHEDULE)

@@ -14,7 +14,7 @@ from cbq_exporter import item
 from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.errors import StoreError
 from cbq_exporter.model import LockLook, LockRule, LockView, Mode, QueueView, Snapshot, State
-from cbq_exporter.store import records
+from cbq_exporter.store import records, trash
 from cbq_exporter.store.connections import READ_TIMEOUT, Connections
 from cbq_exporter.store.keys import QueueKeys
 
@@ -132,6 +132,9 @@ class Reader:
             stats,
             seen_for_long,
             lock_seen,
+            trash_notes,
+            paused,
+            pauses,
         ) = answers
         oldest: dict[State, float | None] = {
             State.PENDING: item.queued_at(first_pending),
@@ -142,7 +145,13 @@ class Reader:
         return QueueView(
             queue=source.name,
             mode=source.mode,
-            lengths={State.PENDING: pending, State.PROCESSING: processing, State.RETRY: retry, State.DEAD: dead},
+            lengths={
+                State.PENDING: pending,
+                State.PROCESSING: processing,
+                State.RETRY: retry,
+                State.DEAD: dead,
+                State.TRASH: sum(trash.callbacks_of(note, now_ms) for note in trash_notes),
+            },
             oldest_at={state: at for state, at in oldest.items() if at is not None},
             oldest_claim_at=_claimed_at(first_lease),
             retry_overdue=overdue,
@@ -154,6 +163,8 @@ class Reader:
             lock_rule=None if look is None else source.lock_rule,
             last_send_at=self._remembered(source.name, last_send),
             source_stats=_stats(stats),
+            paused=bool(paused),
+            paused_destinations=pauses - paused,
         )
 
     def _remembered(self, queue: str, last_send: bytes | None) -> float | None:
@@ -193,6 +204,9 @@ def _commands(source: Source, now_ms: int) -> list[Command]:
         ("MGET", keys.stats_queued, keys.stats_sent, keys.stats_failed),
         ("ZCOUNT", keys.sightings, "-inf", now_ms - round(source.stuck_after * 1000)),
         ("HMGET", keys.lock_seen, "value", "first_ms", "untouched_ms", "beat_ms"),
+        ("HVALS", keys.trash_notes),
+        ("HEXISTS", keys.paused, ""),
+        ("HLEN", keys.paused),
     ]
 
 

@@ -69,9 +69,10 @@ class Trash:
         trash_id = _new_id(now_ms)
         there = k.trash_of(trash_id)
         pairs = [name for part in (*_PUT_BACK, *_LEFT) for name in (getattr(k, part), getattr(there, part))]
-        note = msgspec.json.encode({"at_ms": now_ms, "counts": counts})
+        until_ms = now_ms + round(keep * 1000)
+        note = msgspec.json.encode(_Note(now_ms, until_ms, dict(counts)))
         moved = await self._connections.run_named(
-            "reset", [k.trash, k.trash_notes, *pairs], [trash_id, round(keep * 1000), _BACKSTOP_MS, note]
+            "reset", [k.trash, k.trash_notes, *pairs], [trash_id, until_ms, _BACKSTOP_MS, note]
         )
         return trash_id if moved else None
 
@@ -110,28 +111,30 @@ class Trash:
             more, moved = await self._connections.run_named("undo", keys, arguments)
             yield moved
 
-    async def drop_expired(self) -> int:
-        """Delete what has been kept for long enough; returns how many resets that were."""
-        k = self._keys
+    async def expired(self) -> list[str]:
+        """The ids of what has been kept for long enough."""
         time = await self._connections.read("TIME")
         now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
-        dropped = 0
-        for name in await self._connections.read("ZRANGEBYSCORE", k.trash, "-inf", now_ms, "LIMIT", 0, MOST):
-            trash_id = name.decode("ascii", "replace")
-            there = k.trash_of(trash_id)
-            keys = [k.trash, k.trash_notes, *(getattr(there, part) for part in (*_PUT_BACK, *_LEFT))]
-            dropped += await self._connections.run_named("trash_drop", keys, [trash_id])
-        return dropped
+        found = await self._connections.read("ZRANGEBYSCORE", self._keys.trash, "-inf", now_ms, "LIMIT", 0, MOST)
+        return [name.decode("ascii", "replace") for name in found]
+
+    async def drop_expired(self, trash_id: str) -> bool:
+        """Delete it; False where it is not there, or is kept for longer now."""
+        k, there = self._keys, self._keys.trash_of(trash_id)
+        keys = [k.trash, k.trash_notes, *(getattr(there, part) for part in (*_PUT_BACK, *_LEFT))]
+        return bool(await self._connections.run_named("trash_drop", keys, [trash_id]))
 
 
 class _Note(msgspec.Struct):
     at_ms: int = 0
+    until_ms: int = 0
     counts: dict[str, int] = {}
 
 
-def counts_of(note: bytes) -> Mapping[str, int]:
-    """The callbacks by state that a note tells of; none where it cannot be read."""
-    return _note(note).counts
+def callbacks_of(note: bytes, now_ms: float) -> int:
+    """How many callbacks a note tells of; none where it cannot be read, or the end of their keeping has come."""
+    read = _note(note)
+    return sum(read.counts.values()) if read.until_ms > now_ms else 0
 
 
 def _note(text: bytes) -> _Note:

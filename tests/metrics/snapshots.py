@@ -28,7 +28,7 @@ LOCK_RULE = LockRule(no_ttl_after=60, max_ttl=600, dead_after=15)
 BUSY = QueueView(
     queue="callbacks",
     mode=Mode.DISPATCH,
-    lengths={State.PENDING: 1234, State.PROCESSING: 96, State.RETRY: 7, State.DEAD: 2},
+    lengths={State.PENDING: 1234, State.PROCESSING: 96, State.RETRY: 7, State.DEAD: 2, State.TRASH: 5},
     oldest_at={State.PENDING: AT - 12, State.PROCESSING: AT - 14.25, State.DEAD: AT - 86_400},
     oldest_claim_at=AT - 3.125,
     retry_overdue=1,
@@ -40,6 +40,8 @@ BUSY = QueueView(
     lock_rule=LOCK_RULE,
     last_send_at=AT - 0.25,
     source_stats={"queued": 1340, "sent": 100, "failed": 3},
+    paused=False,
+    paused_destinations=2,
 )
 LEFT_BEHIND = QueueView(
     queue="invoices",
