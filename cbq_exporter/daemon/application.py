@@ -30,16 +30,13 @@ from cbq_exporter.services.audit import Audit
 from cbq_exporter.services.dispatcher import Dispatcher
 from cbq_exporter.services.lock_keeper import LockKeeper
 from cbq_exporter.services.operations import Operations
-from cbq_exporter.services.operations import Operations
 from cbq_exporter.services.recoverer import Recoverer
 from cbq_exporter.services.upkeep import Upkeep
-from cbq_exporter.store.answers import Answers
 from cbq_exporter.store.answers import Answers
 from cbq_exporter.store.embedded import EmbeddedServer
 from cbq_exporter.store.opening import Store, lock_rule_of, make_store
 from cbq_exporter.store.pauses import Pauses
 from cbq_exporter.store.trash import Trash
-from cbq_exporter.web.api import Api
 from cbq_exporter.web.api import Api
 from cbq_exporter.web.app import create_app
 from cbq_exporter.web.server import WebServer
@@ -144,11 +141,6 @@ class Application:
                 "queues": ",".join(f"{queue.name}:{queue.mode}" for queue in self.config.queues),
             },
         )
-
-    def _api(self, store: Store) -> Api:
-        operations = Operations(self.config, store, Audit(store, count=self.instruments.operation_ended))
-        answers = {name: Answers(store.connections, queue.keys) for name, queue in store.queues.items()}
-        return Api(self.config, operations, answers)
 
     def _api(self, store: Store) -> Api:
         operations = Operations(self.config, store, Audit(store, count=self.instruments.operation_ended))
