@@ -88,7 +88,7 @@ class Api:
             executed = await self._operations.execute(plan, actor=actor, reason=body.reason, dry_run=body.dry_run)
         except CbqError as error:
             problem = _problem(error)
-            if isinstance(error, RefusedError | PreconditionChanged):
+            if not isinstance(error, StoreError):  # else it is not known how far it came
                 await once.end(problem.status, problem.body())
             raise problem from error
         done = msgspec.json.encode(_outcome(action, queue, body, plan, executed)).decode()
@@ -159,4 +159,4 @@ def _problem(error: CbqError) -> ProblemError:
         return ProblemError(Code.CHANGED, str(error))
     if isinstance(error, StoreUnavailable):
         return ProblemError(Code.STORE_UNAVAILABLE, str(error), headers={"Retry-After": str(problems.RETRY_AFTER)})
-    return ProblemError(Code.STORE_MISUSE if isinstance(error, StoreError) else Code.FAILED, str(error))
+    return ProblemError(Code.STORE_MISUSE if isinstance(error, StoreError) else Code.NOT_DONE, str(error))

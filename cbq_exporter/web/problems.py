@@ -34,6 +34,7 @@ class Code(StrEnum):
     METHOD = "method"
     SLOW_BODY = "slow_body"
     CHANGED = "changed"
+    NOT_DONE = "not_done"
     KEY_IN_USE = "key_in_use"
     TOO_LARGE = "too_large"
     CONTENT_TYPE = "content_type"
@@ -57,6 +58,7 @@ MEANINGS: Mapping[Code, tuple[int, str]] = {
     Code.METHOD: (405, "Another method is needed; `Allow` names it."),
     Code.SLOW_BODY: (408, "The body did not arrive in time."),
     Code.CHANGED: (409, "What was planned no longer matched what was there: look again and decide anew."),
+    Code.NOT_DONE: (409, "It cannot be done as things are; `detail` says why."),
     Code.KEY_IN_USE: (
         409,
         "The request with this key is under way, or its outcome is unknown: look at the audit before trying another.",
@@ -67,7 +69,7 @@ MEANINGS: Mapping[Code, tuple[int, str]] = {
     Code.INVALID_KEY: (422, "`Idempotency-Key` must be there once at most, with 1 to 200 printable characters."),
     Code.KEY_REUSED: (422, "This `Idempotency-Key` was sent before, with another request."),
     Code.TOO_MANY_KEYS: (429, "Too many answers are kept for this queue: leave out `Idempotency-Key`, or wait."),
-    Code.FAILED: (500, "It failed; the reason is in `detail` or in the daemon's log."),
+    Code.FAILED: (500, "An error of the daemon's own; it is in its log."),
     Code.STORE_MISUSE: (500, "The store refused for a reason that trying again will not change."),
     Code.STORE_UNAVAILABLE: (503, "The store cannot be used for now; `Retry-After` says when to try again."),
     Code.TOKEN_FILE_UNUSABLE: (503, "The token file cannot be used; the daemon's log says why."),

@@ -91,7 +91,12 @@ class Daemon:
     """
 
     def __init__(
-        self, redis: str | None, *queues: dict[str, Any], folder: Path | None = None, grace: str = "5s"
+        self,
+        redis: str | None,
+        *queues: dict[str, Any],
+        folder: Path | None = None,
+        grace: str = "5s",
+        web: dict[str, Any] | None = None,
     ) -> None:
         self._own_folder = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="cbq-"))
@@ -99,7 +104,7 @@ class Daemon:
         self._config = {
             "redis": {"url": redis},
             "data_dir": str(self.data_dir),
-            "web": {"listen_address": "127.0.0.1:0"},
+            "web": {"listen_address": "127.0.0.1:0", **(web or {})},
             "log": {"level": "debug", "format": "json"},
             "shutdown": {"grace": grace},
             "queues": list(queues or [queue()]),

@@ -210,7 +210,7 @@ UNAVAILABLE = StoreUnavailable("Redis at x cannot be reached: refused", kind="co
         (PreconditionChanged("the lock is another one now: look again"), 409, "changed"),
         (UNAVAILABLE, 503, "store_unavailable"),
         (StoreMisuse("Redis at x: a key holds another type", kind="wrongtype"), 500, "store_misuse"),
-        (CbqError("it did not work"), 500, "failed"),
+        (CbqError("100 are paused already"), 409, "not_done"),
     ],
 )
 @pytest.mark.parametrize("when", ["fail_plan", "fail"])
@@ -265,7 +265,7 @@ def test_the_same_request_again_gets_the_same_answer_after_a_restart_too(each_se
     assert not any(word in key for word in (TOKEN.encode(), b"alice") for key in kept)
 
 
-@pytest.mark.parametrize("error", [RefusedError("no"), PreconditionChanged("another one")])
+@pytest.mark.parametrize("error", [RefusedError("no"), PreconditionChanged("another one"), CbqError("too many")])
 def test_a_refusal_is_an_answer_too(server: Server, tokens: Path, error: Exception) -> None:
     operator = NotingOperator(fail=error)
     with api_serving(server, tokens, operator) as api:
