@@ -195,6 +195,10 @@ def troubles(view: QueueView, now: float) -> list[str]:
     found = []
     if view.error:
         found.append(view.error)
+    if view.paused:
+        found.append("paused by an operator")
+    if view.paused_destinations:
+        found.append(f"{output.count(view.paused_destinations, 'destination')} paused by an operator")
     if view.lock is not None and view.lock.ttl is None:
         found.append("the lock cannot expire by itself")
     if (thought := lock_thought(view)) is not None:

@@ -263,6 +263,8 @@ _STATUS: dict[str, Any] = {
                         },
                     },
                     "last_send_at": _NUMBER,
+                    "paused": {"type": ["boolean", "null"]},
+                    "paused_destinations": _COUNT,
                     "error": _TEXT,
                 },
             },

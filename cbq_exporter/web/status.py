@@ -44,6 +44,8 @@ def _queue(view: QueueView) -> dict[str, Any]:
         "lock": _lock(view),
         "last_send_at": view.last_send_at,
         "source_stats": dict(view.source_stats),
+        "paused": view.paused,
+        "paused_destinations": view.paused_destinations,
         "error": text(view.error),
     }
 

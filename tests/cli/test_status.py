@@ -87,7 +87,7 @@ def test_one_queue_as_json(cli: Cli) -> None:
     assert snapshot["redis"]["up"] is True
     (queue,) = snapshot["queues"]
     assert queue["queue"] == "callbacks"
-    assert queue["lengths"] == {"pending": 0, "processing": 0, "retry": 0, "dead": 0, "trash": None}
+    assert queue["lengths"] == {"pending": 0, "processing": 0, "retry": 0, "dead": 0, "trash": 0}
     assert queue["lock"]["value"] == "worker_1"
     assert 0 < queue["lock"]["ttl_seconds"] <= 30
     assert queue["last_send_at"] is None

@@ -78,11 +78,13 @@ def test_an_empty_queue_is_known_to_be_empty(each_server: Server) -> None:
     assert only(snapshot) == QueueView(
         queue="callbacks",
         mode=Mode.DISPATCH,
-        lengths={State.PENDING: 0, State.PROCESSING: 0, State.RETRY: 0, State.DEAD: 0},
+        lengths=dict.fromkeys(State, 0),
         retry_overdue=0,
         stuck=0,
         untracked=0,
         leased=0,
+        paused=False,
+        paused_destinations=0,
     )
     about = each_server.client.info()
     version = about["valkey_version"] if each_server.kind == "valkey" else about["redis_version"]
@@ -119,7 +121,7 @@ def test_every_state_and_age(each_server: Server) -> None:
             return only(await store.reader.snapshot()), first, time.time()
 
     view, first, now = asyncio.run(scenario())
-    assert view.lengths == {State.PENDING: 4, State.PROCESSING: 5, State.RETRY: 2, State.DEAD: 1}
+    assert view.lengths == {State.PENDING: 4, State.PROCESSING: 5, State.RETRY: 2, State.DEAD: 1, State.TRASH: 0}
     assert view.oldest_at[State.PENDING] == 1764000006.5
     assert view.oldest_at[State.PROCESSING] == 1764000090.5
     assert view.oldest_at[State.DEAD] == pytest.approx(now, abs=1)
@@ -224,7 +226,7 @@ def test_the_cost_is_one_round_trip_of_cheap_commands(each_server: Server) -> No
             seen = calls(each_server)
             seen.pop("config|resetstat", None)
             each_queue = {"llen": 2, "lindex": 2, "zcard": 3, "zcount": 3, "zrange": 2, "get": 2, "pttl": 1, "mget": 1}
-            each_queue["hmget"] = 1
+            each_queue |= {"hmget": 1, "hvals": 1, "hexists": 1, "hlen": 1}
             assert seen == {"time": 1, "info": 2} | {name: 3 * count for name, count in each_queue.items()}
 
     asyncio.run(scenario())

@@ -140,7 +140,7 @@ def test_the_status_document() -> None:
     assert busy == {
         "queue": "callbacks",
         "mode": "dispatch",
-        "lengths": {"pending": 1234, "processing": 96, "retry": 7, "dead": 2, "trash": None},
+        "lengths": {"pending": 1234, "processing": 96, "retry": 7, "dead": 2, "trash": 5},
         "oldest_at": {
             "pending": AT - 12,
             "processing": AT - 14.25,
@@ -156,6 +156,8 @@ def test_the_status_document() -> None:
         "lock": {"held": True, "ttl_seconds": 23.5, "ours": True, "value": "worker_1763999999_4711"},
         "last_send_at": AT - 0.25,
         "source_stats": {"queued": 1340, "sent": 100, "failed": 3},
+        "paused": False,
+        "paused_destinations": 2,
         "error": None,
     }
     assert left_behind["lock"]["ttl_seconds"] is None
