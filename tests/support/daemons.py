@@ -104,7 +104,7 @@ class Daemon:
         self._config = {
             "redis": {"url": redis},
             "data_dir": str(self.data_dir),
-            "web": {"listen_address": "127.0.0.1:0", **(web or {})},
+            "web": merged({"listen_address": "127.0.0.1:0"}, web or {}),
             "log": {"level": "debug", "format": "json"},
             "shutdown": {"grace": grace},
             "queues": list(queues or [queue()]),
