@@ -18,13 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks import daemon, drain, environments, report
+from benchmarks import daemon, drain, environments, recovery, report
 from benchmarks.contestants import CONTESTANTS, Contestant
 from benchmarks.processes import BenchmarkError
 
 T = TypeVar("T")
 
-PARTS = ("drain", "memory", "latency", "idle")
+PARTS = ("drain", "memory", "latency", "idle", "recovery")
 _DOCUMENT = environments.HERE.parent / "docs/benchmarks.md"
 _RESULTS = environments.HERE / "results.json"
 
@@ -74,6 +74,7 @@ def _measure(asked: argparse.Namespace) -> report.Report:
         memory=part("memory", lambda: drain.memory(20_000 if quick else 1_000_000)),
         latency=part("latency", lambda: daemon.latency(seconds)),
         idle=part("idle", lambda: daemon.idle(seconds)),
+        recovery=part("recovery", lambda: recovery.measure((1_000,) if quick else (10_000, 100_000))),
         failures=failures,
     )
 

@@ -29,8 +29,10 @@ _LOOKS_MISSED = 3  # so many looks in a row may be left out before what was seen
 # Nobody else is served while a script runs: each ends within 5 ms, unless a single payload takes longer.
 _PAGE_BYTES = 1024 * 1024  # of payloads that are read
 _PAGE_ITEMS = 2000
-_MOST_MOVED = 200  # callbacks, in one script
-_MOST_MOVED_BYTES = 1024 * 1024
+_MOST_MOVED = 125  # callbacks, in one script
+_MOST_MOVED_BYTES = 512 * 1024
+_MOST_HOPS = 100_000  # nodes of the list, to find their places
+_NODE_BYTES = 8192  # of the list: the default of list-max-listpack-size
 _MOST_MEMBERS = 500  # of a sorted set, in one command
 _MOST_INEFFECTIVE_PAGES = 200
 
@@ -269,16 +271,14 @@ class Healing:
 
     async def _recover_seen(self, age: float, max_recoveries: int, progress: Callable[[int], None]) -> Recovery:
         now_ms = await self._queue.store_now_ms()
+        count = await self._count(self.keys.sightings, now_ms - _ms(age))
         wanted: dict[bytes, list[str]] = {}
-        offset = 0
-        while page := await self._connections.read(
-            "ZRANGEBYSCORE", self.keys.sightings, "-inf", now_ms - _ms(age), "LIMIT", offset, _MOST_MEMBERS
-        ):
-            for sighting in page:
+        for first in range(0, count, _MOST_MEMBERS):
+            last = min(first + _MOST_MEMBERS, count) - 1
+            for sighting in await self._connections.read("ZRANGE", self.keys.sightings, first, last):
                 named = _read_name(sighting)
                 if named is not None:
                     wanted.setdefault(named[0], []).append(sighting.decode())
-            offset += _MOST_MEMBERS
         if not wanted:
             return Recovery()
         return await self._recover(wanted, age, max_recoveries, now_ms, progress)
@@ -298,6 +298,7 @@ class Healing:
         """
         total = Recovery()
         fence, leased = await self._fence_and_leased()
+        length = await self._connections.read("LLEN", self.keys.processing)
         async for start, page in self._pages(leased.total(), everything=wanted is None):
             found = []
             for place in range(start + len(page) - 1, start - 1, -1):
@@ -309,7 +310,7 @@ class Healing:
                     found.append(_Candidate(place, digest.hex(), payload, _name(digest, 0)))
                 elif names := wanted.get(digest):
                     found.append(_Candidate(place, digest.hex(), payload, names.pop()))
-            for batch in _fitting(found):
+            for batch in _fitting(found, length - total.total):
                 total += await self._move(batch, age, max_recoveries, now_ms, fence)
                 progress(total.total)
         return total
@@ -420,16 +421,21 @@ def _recoveries(memory: bytes | None) -> int:
     return int(parts[1]) if len(parts) == 4 and parts[1].isdigit() else 0
 
 
-def _fitting(found: Sequence[_Candidate]) -> Iterator[list[_Candidate]]:
-    """Runs that fit one script; one that is too large for any stands alone."""
+def _fitting(found: Sequence[_Candidate], length: int) -> Iterator[list[_Candidate]]:
+    """Runs that fit one script; one that is too large for any stands alone. ``length`` is that of the list."""
     batch: list[_Candidate] = []
-    size = 0
+    size, hops = 0, 0.0
     for one in found:
-        if batch and (len(batch) >= _MOST_MOVED or size + len(one.payload) > _MOST_MOVED_BYTES):
+        distance = max(1, min(one.place, length - one.place))
+        to_there = distance * min(1.0, (len(one.payload) + 16) / _NODE_BYTES)
+        if batch and (
+            len(batch) >= _MOST_MOVED or size + len(one.payload) > _MOST_MOVED_BYTES or hops + to_there > _MOST_HOPS
+        ):
             yield batch
-            batch, size = [], 0
+            batch, size, hops = [], 0, 0.0
         batch.append(one)
         size += len(one.payload)
+        hops += to_there
     if batch:
         yield batch
 

@@ -42,24 +42,22 @@ if (redis.call('GET', fence) or '') ~= fence_was then
   end
 end
 
-local function is_seen_for_long(sighting)
-  if least_age < 0 then return true end
-  local seen = redis.call('ZSCORE', sightings, sighting)
-  return seen and tonumber(seen) <= newest
-end
+local fps, names = {}, {}
+for i = 1, n do fps[i], names[i] = ARGV[4 * i + 5], ARGV[4 * i + 6] end
+local seen = least_age >= 0 and redis.call('ZMSCORE', sightings, unpack(names)) or {}
+local known = remembered and max_recoveries >= 0 and redis.call('HMGET', returned, unpack(fps)) or {}
 
 local page = redis.call('LRANGE', processing, first, last)
 local result, places, back, memories, letters, ended = {}, {}, {}, {}, {}, {}
 for i = 1, n do
-  local at = 4 * i + 3
-  local place, fp, sighting, record = tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
+  local place, fp, record = tonumber(ARGV[4 * i + 4]), fps[i], ARGV[4 * i + 7]
   local payload = page[place - first + 1]
+  local for_long = least_age < 0 or (seen[i] and tonumber(seen[i]) <= newest)
   result[i] = 0
-  if payload and not held[fp] and is_seen_for_long(sighting) and redis.sha1hex(payload) == fp then
+  if payload and for_long and not held[fp] and redis.sha1hex(payload) == fp then
     local attempts, recoveries, since = 0, 0, now
-    local memory = remembered and max_recoveries >= 0 and redis.call('HGET', returned, fp)
-    if memory then
-      attempts, recoveries, since = string.match(memory, '^(%d+)|(%d+)|(%d+)')
+    if known[i] then
+      attempts, recoveries, since = string.match(known[i], '^(%d+)|(%d+)|(%d+)')
     end
     recoveries = tonumber(recoveries or 0) + 1
     if max_recoveries < 0 or recoveries <= max_recoveries then
@@ -73,7 +71,7 @@ for i = 1, n do
     end
     if result[i] > 0 then
       places[#places + 1] = place
-      ended[#ended + 1] = sighting
+      ended[#ended + 1] = names[i]
     end
   end
 end
