@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import msgspec
+
 
 class Mode(StrEnum):
     """How far the daemon may go with one queue (each includes the one before)."""
@@ -92,8 +94,8 @@ class FlushReason(StrEnum):
     RETRY = "retry"  # a retry is due
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+# Of these two one is made for each callback; a Struct is made several times faster than a frozen dataclass.
+class Claimed(msgspec.Struct, frozen=True, gc=False):
     """One callback under our lease.
 
     ``lease`` is opaque: it is handed back when settling and is good for exactly this claim.
@@ -155,8 +157,7 @@ class PutBack:
 Outcome = Delivered | Retry | Dead | PutBack
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True):
     """How one claim ended. ``url`` and ``destination`` are kept with retries and dead letters, for people."""
 
     claimed: Claimed

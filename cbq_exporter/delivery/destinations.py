@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
+
 from cbq_exporter.delivery.exchange import Request
 from cbq_exporter.model import Claimed
 
 
-@dataclass(slots=True, eq=False)
-class Parcel:
+class Parcel(msgspec.Struct, eq=False):
     """One claimed callback on its way. ``number`` is its place in the order of claiming.
 
     ``offered_monotonic`` is when it began to wait here. ``lost``: its lease is not ours any more.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from cbq_exporter.model import FailureKind
 
 LOCAL_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One POST. ``timeout`` and ``connect_timeout`` are seconds.
 
     ``not_after`` is a reading of ``Clock.monotonic``: past it the request is not started any more.
@@ -28,8 +28,7 @@ class Request:
     tag: Any = None
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """How one request ended.
 
     ``failure`` is None exactly where ``200 <= status < 300``. ``status`` is 0 where no usable answer came.

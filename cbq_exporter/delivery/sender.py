@@ -92,6 +92,7 @@ class Sender:
         following = []
         for exchange in exchanges:
             parcel: Parcel = exchange.tag
+            parcel.request.tag = None  # they hold each other: without this only the garbage collector frees them
             ended.append((parcel, exchange))
             after = self._destinations.ended(parcel.destination, now)
             if after is not None:

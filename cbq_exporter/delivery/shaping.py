@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from cbq_exporter import item
 from cbq_exporter.delivery import url
 from cbq_exporter.model import Claimed, DeadReason
 
 
-@dataclass(frozen=True, slots=True)
-class Shaped:
+class Shaped(msgspec.Struct, frozen=True):
     """What is to be posted. ``queued_at`` is the producer's clock, epoch seconds, where the item says."""
 
     target: url.Target

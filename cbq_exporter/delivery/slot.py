@@ -18,7 +18,6 @@ from cbq_exporter.model import FailureKind
 
 SAMPLE_BYTES = 1024
 
-_RELEASE_BODY_OVER = 16 * 1024
 _LARGE_BODY = 16 * 1024  # libcurl sends less than this with one call
 _QUIET_ROUNDS = 2
 _LINES_KEPT = 8  # a line may have 100 KiB
@@ -51,6 +50,7 @@ class Slot:
         "_url",
         "blocked",
         "curl",
+        "is_large",
         "local",
         "opened",
         "overflowed",
@@ -67,6 +67,7 @@ class Slot:
         self._timeout = self._connect_timeout = 0.0
         self._lines: deque[bytes] = deque(maxlen=_LINES_KEPT)
         self._sent = self._quiet = 0
+        self.is_large = False  # its body takes more than one write
         self.request: Any = None
         self.resolving = False
         self._clear()
@@ -119,11 +120,8 @@ class Slot:
             curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(request.connect_timeout * 1000)))
             self._connect_timeout = request.connect_timeout
         curl.setopt(pycurl.POSTFIELDS, request.body)
+        self.is_large = len(request.body) > _LARGE_BODY
         self._sent = self._quiet = 0
-
-    @property
-    def is_large(self) -> bool:
-        return len(self.request.body) > _LARGE_BODY
 
     def is_sending(self) -> bool:
         """Whether libcurl may have stopped before the socket was full.
@@ -223,7 +221,7 @@ class Slot:
 
     def _rest(self) -> None:
         """Back to the pool: hold nothing of the request that has ended."""
-        if len(self.request.body) > _RELEASE_BODY_OVER:
+        if self.is_large:
             self.curl.setopt(pycurl.POSTFIELDS, b"")
         self.request = None
         self._lines.clear()

@@ -343,25 +343,29 @@ class Dispatcher:
 
     def _on_ended(self, ended: list[Ended]) -> None:
         now = self._clock.now()
-        settlements = []
+        settlements: list[Settlement] = []
+        attempts: dict[str, list[float]] = {}  # how long each took, by destination
+        lags: list[float] = []
         for parcel, exchange in ended:
-            destination = self._instruments.destination(parcel.destination)
             kind = exchange.failure
             if kind is None:
-                destination.attempts.inc()
-                destination.duration.observe(exchange.duration)
                 if parcel.queued_at is not None:
-                    self._instruments.lag.observe(max(0.0, now - parcel.queued_at))
+                    lags.append(max(0.0, now - parcel.queued_at))
                 settlements.append(self._settlement(parcel, _DELIVERED))
-                continue
-            if kind is FailureKind.CANCELLED and self._stopping:
-                self._cut_off.append(parcel)  # put back with the rest, in order
-                continue
-            if kind not in (FailureKind.EXPIRED, FailureKind.CANCELLED):
-                destination.attempts.inc()
-                destination.failures[kind].inc()
-                destination.duration.observe(exchange.duration)
-            settlements.append(self._judged(parcel, exchange, now))
+            else:
+                if kind is FailureKind.CANCELLED and self._stopping:
+                    self._cut_off.append(parcel)  # put back with the rest, in order
+                    continue
+                settlements.append(self._judged(parcel, exchange, now))
+                if kind in (FailureKind.EXPIRED, FailureKind.CANCELLED):
+                    continue
+                self._instruments.destination(parcel.destination).failures[kind].inc()
+            attempts.setdefault(parcel.destination, []).append(exchange.duration)
+        for name, durations in attempts.items():
+            destination = self._instruments.destination(name)
+            destination.attempts.inc(len(durations))
+            destination.duration.observe(*durations)
+        self._instruments.lag.observe(*lags)
         self._settler.add(settlements)
 
     def _judged(self, parcel: Parcel, exchange: Exchange, now: float) -> Settlement:
@@ -408,9 +412,10 @@ class Dispatcher:
             if result is Settled.FENCED:
                 self._instruments.fenced["settle"].inc()
                 continue
+            if settlement.outcome is _DELIVERED:
+                delivered += 1
+                continue
             match settlement.outcome:
-                case Delivered():
-                    delivered += 1
                 case Dead(reason=reason):
                     self._instruments.dead[reason].inc()
                     self._tell_of_death(settlement)

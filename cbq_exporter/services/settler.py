@@ -16,6 +16,8 @@ from cbq_exporter.store.queue import Queue
 log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE = 500
+_ENOUGH = 100
+_GATHERED_FOR = 0.002  # seconds that fewer than enough wait for more: under load a command for many, not for few
 _FIRST_PAUSE = 0.1  # seconds, doubled up to:
 _LONGEST_PAUSE = 5.0
 
@@ -71,6 +73,8 @@ class Settler:
         unsure: set[str] = set()  # leases of calls that may have been carried out without our hearing of it
         while True:
             await self._something.wait()
+            if len(self._waiting) < _ENOUGH:
+                await asyncio.sleep(_GATHERED_FOR)
             batch = [self._waiting[i] for i in range(min(len(self._waiting), _MOST_AT_ONCE))]
             try:
                 settled = await self._queue.settle(batch)
