@@ -7,7 +7,7 @@ operator's decision, not a part of the queue; and what is known about daemons, l
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -66,6 +66,9 @@ class Trash:
         ``counts``, the callbacks by state, are noted for people.
         """
         k = self._keys
+        notes = await self._connections.read("HVALS", k.trash_notes)
+        # The last one is known by its time: of two in one millisecond the second is later all the same.
+        now_ms = max([now_ms, *(_note(note).at_ms + 1 for note in notes)])
         trash_id = _new_id(now_ms)
         there = k.trash_of(trash_id)
         pairs = [name for part in (*_PUT_BACK, *_LEFT) for name in (getattr(k, part), getattr(there, part))]
@@ -94,7 +97,7 @@ class Trash:
         ]
         return sorted(found, key=lambda one: (one.at, one.id))
 
-    async def put_back(self, trash_id: str) -> AsyncIterator[int]:
+    async def put_back(self, trash_id: str) -> AsyncGenerator[int, None]:
         """Put it back in front of what arrived since, a part at a time: gives how many callbacks each part had.
 
         It can be broken off, and begun again by anybody. Raises PreconditionChanged where it is not in the trash.
