@@ -19,7 +19,7 @@ MAX_DEPTH = 64  # of arrays and objects within each other
 
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _SPACES = re.compile(r"[ \t\n\r]*")
-_HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # or a whole one
+_HALF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")  # or a whole one
 _BRACES_AS_BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -48,23 +48,24 @@ def read(payload: bytes) -> dict[str, msgspec.Raw]:
     Refused: what is no JSON by RFC 8259 (NaN, trailing commas …) or no UTF-8, what is not an object, a key
     given twice (which of the two is meant?), and nesting deeper than MAX_DEPTH.
     """
+    if not payload.isascii():  # the library takes the bytes of strings on trust
+        try:
+            str(payload, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ItemError(DeadReason.INVALID_JSON, f"not UTF-8 at byte {error.start}") from None
     try:
-        text = str(payload, "utf-8")
-    except UnicodeDecodeError as error:
-        raise ItemError(DeadReason.INVALID_JSON, f"not UTF-8 at byte {error.start}") from None
-    try:
-        top = _read_top(text)
+        top = _read_top(payload)
     except msgspec.ValidationError:
         raise ItemError(DeadReason.INVALID_ITEM, "JSON, but not an object") from None
     except msgspec.DecodeError as error:
-        if _HALF_A_PAIR.search(text) is None:
+        if _HALF_A_PAIR.search(payload) is None:
             raise _no_json(error) from None
         top = {}  # the library refuses halves of surrogate pairs; producers that cut texts short write them
     except RecursionError:
         raise _too_deep() from None
     if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _is_deep(payload):
         raise _too_deep()
-    return top if _is_plain(top, payload) else _read_carefully(text)
+    return top if _is_plain(top, payload) else _read_carefully(str(payload, "utf-8"))
 
 
 def value(top: dict[str, msgspec.Raw], key: str) -> Any:

@@ -83,6 +83,7 @@ class OperationName(StrEnum):
     RETRY_DEAD = "retry_dead"
     PURGE_DEAD = "purge_dead"
     ENQUEUE = "enqueue"
+    EXPIRE = "expire"  # of what a reset had moved, at the end of its keeping
 
 
 class FlushReason(StrEnum):
@@ -157,7 +158,7 @@ class PutBack:
 Outcome = Delivered | Retry | Dead | PutBack
 
 
-class Settlement(msgspec.Struct, frozen=True):
+class Settlement(msgspec.Struct, frozen=True, gc=False):
     """How one claim ended. ``url`` and ``destination`` are kept with retries and dead letters, for people."""
 
     claimed: Claimed

@@ -28,7 +28,7 @@ class Request(msgspec.Struct, eq=False):
     tag: Any = None
 
 
-class Exchange(msgspec.Struct):
+class Exchange(msgspec.Struct, gc=False):
     """How one request ended.
 
     ``failure`` is None exactly where ``200 <= status < 300``. ``status`` is 0 where no usable answer came.

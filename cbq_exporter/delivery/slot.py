@@ -108,7 +108,7 @@ class Slot:
             self._url = request.url
         if request.headers != self._headers:
             text = "".join(request.headers)
-            if not (text.isascii() and text.replace("\t", " ").isprintable()):
+            if not (text.isascii() and (text.isprintable() or text.replace("\t", " ").isprintable())):
                 raise ValueError("a header contains a character that is not printable ASCII")
             self._headers = None
             curl.setopt(pycurl.HTTPHEADER, [*request.headers, "Expect:"])

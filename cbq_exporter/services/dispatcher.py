@@ -351,7 +351,7 @@ class Dispatcher:
             if kind is None:
                 if parcel.queued_at is not None:
                     lags.append(max(0.0, now - parcel.queued_at))
-                settlements.append(self._settlement(parcel, _DELIVERED))
+                settlements.append(Settlement(parcel.claimed, _DELIVERED))
             else:
                 if kind is FailureKind.CANCELLED and self._stopping:
                     self._cut_off.append(parcel)  # put back with the rest, in order
