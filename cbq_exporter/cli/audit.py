@@ -97,9 +97,7 @@ def _table(entries: list[AuditEntry]) -> str:
 
 
 def _row(entry: AuditEntry) -> list[str]:
-    what = [_phrase(entry.before), _phrase(entry.after)] if entry.result != "started" else [_phrase(entry.before)]
-    if entry.reason:
-        what.insert(0, entry.reason)
+    what = [entry.reason, _phrase(entry.before), _phrase(entry.after)]
     return [
         output.moment(entry.at),
         output.text(str(entry.actor)),
@@ -110,7 +108,9 @@ def _row(entry: AuditEntry) -> list[str]:
 
 
 def _phrase(fields: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in fields.items() if value not in (None, {}, []))
+    """What is worth a place in a table; -o json has all of it."""
+    told = {name: value for name, value in fields.items() if value and not name.endswith("_at")}
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in told.items())
 
 
 def _print_line(entry: AuditEntry) -> None:

@@ -6,17 +6,19 @@ import contextlib
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import click
 
 from cbq_exporter.cli import options, output
-from cbq_exporter.cli.running import open_queue, run
+from cbq_exporter.cli.operating import open_desk
+from cbq_exporter.cli.running import run
 from cbq_exporter.errors import CbqError, StoreError, StoreMisuse, StoreUnavailable, UsageError
 
 if TYPE_CHECKING:
+    from cbq_exporter.cli.operating import Desk
     from cbq_exporter.store.queue import Queue
 
 MAX_LINE = 64 * 1024 * 1024  # bytes; Redis itself takes no value of more than 512 MiB
@@ -123,9 +125,11 @@ def _json_argument(data: str | None) -> bytes:
 
 
 async def _push_one(config_path: Path | None, queue_name: str | None, payload: bytes) -> int:
-    async with open_queue(config_path, queue_name) as (config, queue):
-        pending = await queue.enqueue([payload])
-    output.say(f"enqueued 1 callback in {config.name} ({pending:,} pending)")
+    async with open_desk(config_path, queue_name) as desk, _in_audit(desk) as count:
+        name = desk.queue.name
+        pending = await desk.store.queues[name].enqueue([payload])
+        count(1)
+    output.say(f"enqueued 1 callback in {name} ({pending:,} pending)")
     return 0
 
 
@@ -133,14 +137,55 @@ async def _push_lines(
     config_path: Path | None, queue_name: str | None, source: IO[bytes], *, stamp: bool, strict: bool
 ) -> int:
     bad = BadLines()
-    async with open_queue(config_path, queue_name) as (config, queue):
+    async with open_desk(config_path, queue_name) as desk:
+        name = desk.queue.name
         with (
             _checked_whole(source, bad) if strict else contextlib.nullcontext(source) as lines,
-            output.progress(f"enqueueing in {config.name}", None) as show,
+            output.progress(f"enqueueing in {name}", None) as show,
         ):
-            pushed = await _push(queue, good_lines(lines, bad, stamp=stamp), show)
-    output.say(f"enqueued {output.count(pushed, 'callback')} in {config.name}")
+            async with _in_audit(desk) as count:
+
+                def note(done: int) -> None:
+                    count(done)
+                    show(done)
+
+                pushed = await _push(desk.store.queues[name], good_lines(lines, bad, stamp=stamp), note)
+    output.say(f"enqueued {output.count(pushed, 'callback')} in {name}")
     return bad.report("skipped")
+
+
+@contextlib.asynccontextmanager
+async def _in_audit(desk: Desk) -> AsyncIterator[Callable[[int], None]]:
+    """One entry at the end, whatever the end: call what this gives with how many are enqueued.
+
+    One, because whoever enqueues callbacks one by one must not push everything else out of the audit. That it
+    cannot be written is said, and no failure: callbacks would be enqueued a second time.
+    """
+    from cbq_exporter.model import OperationName, Result
+
+    so_far = 0
+    result = Result.FAILED
+
+    def count(done: int) -> None:
+        nonlocal so_far
+        so_far = done
+
+    try:
+        yield count
+        result = Result.DONE
+    finally:
+        if so_far or result is Result.FAILED:
+            try:
+                await desk.audit.record(
+                    desk.queue.name,
+                    desk.actor,
+                    OperationName.ENQUEUE,
+                    after={"callbacks": so_far},
+                    result=result,
+                )
+            except StoreError as error:
+                if so_far:
+                    output.say(f"the audit has no entry of this: {error}")
 
 
 async def _push(queue: Queue, lines: Iterator[Line | None], show: Callable[[int], None]) -> int:

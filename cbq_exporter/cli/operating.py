@@ -137,7 +137,7 @@ async def carry_out(
         except RefusedError:
             raise
         except BaseException as error:
-            if (so_far and not isinstance(error, Exception)) or isinstance(error, StoreError):
+            if so_far and (isinstance(error, StoreError) or not isinstance(error, Exception)):
                 output.say(f"{so_far:,} were done for certain before it ended; run it again for the rest")
             raise
     if how.dry_run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from cbq_exporter.model import Actor, Trigger
+from cbq_exporter.model import Actor, OperationName, Trigger
 from cbq_exporter.services.audit import Audit
 from cbq_exporter.store.queue import Queue
 from cbq_exporter.store.trash import Trash
@@ -68,7 +68,9 @@ class Upkeep:
         """Callbacks end here for good: that is audited, like every change."""
         expired = await self._trash.expired()
         for trash_id in expired:
-            async with self._audit.audited(self._name, _SCHEDULE, "expire", before={"trash_id": trash_id}) as after:
+            async with self._audit.audited(
+                self._name, _SCHEDULE, OperationName.EXPIRE, before={"trash_id": trash_id}
+            ) as after:
                 after["resets"] = int(await self._trash.drop_expired(trash_id))
         return len(expired)
 

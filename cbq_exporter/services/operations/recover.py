@@ -10,10 +10,12 @@ from cbq_exporter.services.operations.requests import Executed, Plan, Recover
 async def plan(parts: Parts, operation: Recover) -> Plan:
     contents = await parts.inspection.contents()
     count = await _count(parts, operation)
-    summary = [
-        f"{parts.config.name} holds {by_state(contents.counts)}",
-        f"put {callbacks(count)} of processing back to the head of pending: {_which(parts, operation)}",
-    ]
+    summary = [f"{parts.config.name} holds {by_state(contents.counts)}"]
+    which = _which(parts, operation)
+    if count:
+        summary.append(f"put {callbacks(count)} of processing back to the head of pending: {which}")
+    else:
+        summary.append(f"nothing in processing is to be recovered: {which}")
     if count and not operation.only_known_stuck:
         summary.append("what other workers are sending at this moment is sent a second time")
     return Plan(
