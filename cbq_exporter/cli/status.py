@@ -18,7 +18,7 @@ from cbq_exporter.model import LockView, Mode, QueueView, ReleaseReason, Snapsho
 
 if TYPE_CHECKING:
     from cbq_exporter.config import Config
-    from cbq_exporter.store.opening import Store
+    from cbq_exporter.store.reader import Reader
 
 _TIMEOUT = 5.0  # seconds
 _WAITS_TOO_LONG = 60.0  # seconds
@@ -58,30 +58,31 @@ def status(config_path: Path | None, queue_name: str | None, as_json: bool, watc
 
 
 async def _once(config: Config, only: str | None, as_json: bool) -> int:
-    from cbq_exporter.store.opening import open_store
+    from cbq_exporter.store.opening import open_connections, reader_of
 
-    async with open_store(config) as store:
-        snapshot = await _look(store, only)
+    async with open_connections(config) as connections:
+        snapshot = await _look(reader_of(config, connections), only)
     if not snapshot.up:
-        raise StoreUnavailable(_why_down(store.shown_as, snapshot), kind="connect")
-    _print(store.shown_as, snapshot, as_json)
+        raise StoreUnavailable(_why_down(connections.shown_as, snapshot), kind="connect")
+    _print(connections.shown_as, snapshot, as_json)
     return 1 if any(queue.error for queue in snapshot.queues) else 0
 
 
 async def _again_and_again(config: Config, only: str | None, as_json: bool, interval: float) -> None:
     import asyncio
 
-    from cbq_exporter.store.opening import open_store
+    from cbq_exporter.store.opening import open_connections, reader_of
 
-    async with open_store(config) as store:
-        with _shown(store.shown_as, as_json) as show:
+    async with open_connections(config) as connections:
+        reader = reader_of(config, connections)
+        with _shown(connections.shown_as, as_json) as show:
             while True:
-                show(await _look(store, only))
+                show(await _look(reader, only))
                 await asyncio.sleep(interval)
 
 
-async def _look(store: Store, only: str | None) -> Snapshot:
-    snapshot = await store.reader.snapshot(_TIMEOUT)
+async def _look(reader: Reader, only: str | None) -> Snapshot:
+    snapshot = await reader.snapshot(_TIMEOUT)
     if only is None:
         return snapshot
     return replace(snapshot, queues=tuple(view for view in snapshot.queues if view.queue == only))

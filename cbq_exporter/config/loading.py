@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -131,6 +130,8 @@ def _finding(detail: Any, *, with_hint: bool) -> Finding:
 def _hint(place: Place) -> str:
     """What may have been meant by an unknown key."""
     around, name = place[:-1], str(place[-1])
+    import difflib
+
     known = tuple(outline.section_at(around).model_fields)
     near = difflib.get_close_matches(name[:60].lower().replace("-", "_"), known, n=1)
     if near:

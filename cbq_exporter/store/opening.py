@@ -1,4 +1,7 @@
-"""From a configuration to a store that is ready for use: which server, and one queue object for each queue."""
+"""From a configuration to a store that is ready for use: which server, and one queue object for each queue.
+
+What a command that only looks does not need is imported where it is used: ``status`` is to be quick.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,18 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cbq_exporter.config import redis_url
 from cbq_exporter.config.models import Config, QueueConfig
 from cbq_exporter.model import LockRule
 from cbq_exporter.store.connections import Connections
-from cbq_exporter.store.embedded import COMMAND, EmbeddedServer, holder
-from cbq_exporter.store.healing import Healing
 from cbq_exporter.store.keys import QueueKeys
-from cbq_exporter.store.queue import Queue
 from cbq_exporter.store.reader import Reader, Source
+
+if TYPE_CHECKING:
+    from cbq_exporter.store.healing import Healing
+    from cbq_exporter.store.queue import Queue
 
 _BEATS_MISSED = 3  # so many heartbeats, and a daemon is dead
 _PATIENCE = 10.0  # seconds that a command waits for a daemon to start, or for another command to end
@@ -45,10 +50,21 @@ def make_store(
 
     ``lock_value`` is what this process writes into send locks; ``on_error`` is told the kind of every error.
     """
-    shown_as = f"{config.data_dir} (embedded)" if config.redis.url is None else redis_url.redacted(url)
-    connections = Connections(url, shown_as=shown_as, on_error=on_error)
+    from cbq_exporter.store.healing import Healing
+    from cbq_exporter.store.queue import Queue
+
+    connections = _connections(config, url, on_error)
     queues = {queue.name: Queue(connections, keys_of(queue), lock_value=lock_value) for queue in config.queues}
     healing = {queue.name: Healing(connections, keys_of(queue), lock_value) for queue in config.queues}
+    return Store(connections, queues, healing, reader_of(config, connections, lock_value), connections.shown_as)
+
+
+def _connections(config: Config, url: str, on_error: Callable[[str], None] | None = None) -> Connections:
+    shown_as = f"{config.data_dir} (embedded)" if config.redis.url is None else redis_url.redacted(url)
+    return Connections(url, shown_as=shown_as, on_error=on_error)
+
+
+def reader_of(config: Config, connections: Connections, lock_value: str = "") -> Reader:
     sources = [
         Source(
             queue.name,
@@ -60,7 +76,7 @@ def make_store(
         )
         for queue in config.queues
     ]
-    return Store(connections, queues, healing, Reader(connections, sources), shown_as)
+    return Reader(connections, sources)
 
 
 def keys_of(queue: QueueConfig) -> QueueKeys:
@@ -96,10 +112,23 @@ async def open_store(config: Config, *, on_error: Callable[[str], None] | None =
 
 
 @asynccontextmanager
+async def open_connections(config: Config) -> AsyncIterator[Connections]:
+    """Only the way to the store, for a command that reads; else like ``open_store``."""
+    async with _server_for(config) as url:
+        connections = _connections(config, url)
+        try:
+            yield connections
+        finally:
+            await connections.close()
+
+
+@asynccontextmanager
 async def _server_for(config: Config) -> AsyncIterator[str]:
     if config.redis.url is not None:
         yield config.redis.url.get_secret_value()
         return
+    from cbq_exporter.store.embedded import COMMAND, EmbeddedServer, holder
+
     give_up_at = time.monotonic() + _PATIENCE
     while (held := holder(config.data_dir)) is not None and time.monotonic() < give_up_at:
         if held.url is not None:
