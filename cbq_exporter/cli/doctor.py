@@ -56,17 +56,16 @@ def doctor(config_path: Path | None, queue_name: str | None, as_json: bool) -> i
 async def _examine(config: Config, queue: QueueConfig) -> tuple[Examination, Sequence[Finding]]:
     from cbq_exporter.clock import SYSTEM_CLOCK
     from cbq_exporter.services.doctor import examine, judge
-    from cbq_exporter.store.opening import open_store
+    from cbq_exporter.store.opening import keys_of, lock_rule_of, open_connections
 
-    stuck_after = queue.recovery.stuck_after
-    async with open_store(config) as store:
-        keys = store.queues[queue.name].keys
-        seen = await examine(store.connections, keys, queue.mode, stuck_after=stuck_after, clock=SYSTEM_CLOCK)
+    stuck_after, lock_rule = queue.recovery.stuck_after, lock_rule_of(queue)
+    async with open_connections(config) as connections:
+        seen = await examine(connections, keys_of(queue), queue.mode, stuck_after=stuck_after, clock=SYSTEM_CLOCK)
     findings = judge(
         seen,
         queue=queue.name,
         stuck_after=stuck_after,
-        max_lock_ttl=queue.lock.stale.max_ttl,
+        lock_rule=lock_rule,
         config_warnings=config.warnings,
     )
     return seen, findings

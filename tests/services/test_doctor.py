@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cbq_exporter.clock import SYSTEM_CLOCK, Clock
-from cbq_exporter.model import Mode
+from cbq_exporter.model import LockRule, Mode
 from cbq_exporter.services.doctor import Examination, Finding, Severity, examine, judge
 from cbq_exporter.services.doctor.examination import TYPES, Comparison, Lock, Sample, compare
 from cbq_exporter.store.connections import Connections
@@ -50,7 +50,7 @@ HEALTHY = Examination(
 
 
 def _judge(seen: Examination, **more: Any) -> tuple[Finding, ...]:
-    return judge(seen, queue="callbacks", stuck_after=300.0, max_lock_ttl=600.0, **more)
+    return judge(seen, queue="callbacks", stuck_after=300.0, lock_rule=LockRule(60.0, 600.0, dead_after=15.0), **more)
 
 
 def _bad(seen: Examination) -> list[Finding]:

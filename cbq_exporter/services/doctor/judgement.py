@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from cbq_exporter.model import Mode
+from cbq_exporter.model import LockRule, Mode
 from cbq_exporter.services.doctor.examination import Examination
 from cbq_exporter.services.doctor.findings import Finding, Severity, note, ok, problem, warning
 
 _LEAST_VERSION = {"redis": (6, 2), "valkey": (7, 2)}
 _FULL, _NEARLY_FULL = 0.95, 0.80  # of maxmemory
 _CLOCKS_DIFFER = 2.0  # seconds
-_BEAT_IS_OLD = 60.0  # seconds: a daemon gives a sign of life far more often
+_BEAT_IS_OLD = 60.0  # seconds, at least
 _TRASH_IS_OLD = 300.0  # seconds past its end: upkeep comes once a minute
 _MOST_NAMED = 5
 
@@ -20,14 +20,15 @@ _ORDER = tuple(Severity)
 
 
 def judge(
-    seen: Examination, *, queue: str, stuck_after: float, max_lock_ttl: float, config_warnings: Iterable[str] = ()
+    seen: Examination, *, queue: str, stuck_after: float, lock_rule: LockRule, config_warnings: Iterable[str] = ()
 ) -> tuple[Finding, ...]:
-    """All that was checked, the worst first. ``stuck_after`` and ``max_lock_ttl`` are the queue's, in seconds."""
+    """All that was checked, the worst first. ``stuck_after`` (in seconds) and ``lock_rule`` are the queue's."""
     found: list[Finding] = list(_reachable(seen))
     if seen.error is None:
         for check in _CHECKS:
             found += check(seen)
-        found += _lock(seen, queue, max_lock_ttl)
+        found += _daemons(seen, max(_BEAT_IS_OLD, lock_rule.dead_after))
+        found += _lock(seen, queue, lock_rule.max_ttl)
         found += _processing(seen, queue, stuck_after)
         found += _dead(seen, queue)
         found += _paused(seen, queue)
@@ -251,14 +252,14 @@ def _retries(seen: Examination) -> Iterator[Finding]:
             )
 
 
-def _daemons(seen: Examination) -> Iterator[Finding]:
+def _daemons(seen: Examination, silent_after: float) -> Iterator[Finding]:
     if seen.mode is Mode.OBSERVE:
         return
     if seen.last_beat_at is None:
         found = "no daemon has given a sign of life"
     else:
         silent = seen.at - seen.last_beat_at
-        if silent <= _BEAT_IS_OLD:
+        if silent <= silent_after:
             yield ok("daemon", f"gave a sign of life {max(0.0, silent):.0f} s ago")
             return
         found = f"the last sign of life is {_age(silent)} old"
@@ -358,7 +359,6 @@ _CHECKS: tuple[Callable[[Examination], Iterator[Finding]], ...] = (
     _memory,
     _persistence,
     _clocks,
-    _daemons,
     _items,
     _leases,
     _retries,
