@@ -34,8 +34,8 @@ _BYSTANDERS = "STRLEN"  # the command of the other client: nobody else uses it
 class Step:
     """``sent`` counts the commands that the client sent, ``inside`` those that its scripts ran.
 
-    ``slowest`` is the longest script or command, ``others_p99`` what another client's small command took meanwhile; both in
-    milliseconds.
+    ``slowest`` is the longest script or command, ``others_p99`` what a small command of another client took meanwhile;
+    both in milliseconds.
     """
 
     what: str
