@@ -167,6 +167,15 @@ def test_what_others_claimed_is_stuck_only_when_it_was_seen_long_ago(q: Driven, 
     assert not q.sightings
 
 
+def test_what_two_see_at_once_keeps_the_first_time(q: Driven) -> None:
+    q.others_claim(callback(1))
+    q.look()
+    q.let_pass(60)
+    before = q.sightings
+    assert q.do(q.connections.run_named("sight", [q.keys.sightings], [60_000, 0, *before])) == 0
+    assert q.sightings == before
+
+
 def test_the_sightings_go_by_themselves_where_nobody_looks(q: Driven) -> None:
     q.others_claim(callback(1))
     q.look()
@@ -320,6 +329,24 @@ def test_what_we_claimed_between_the_look_and_the_script_is_left_alone(
     monkeypatch.setattr(q.healing, "_move", claim_first)
     assert q.recover() == Recovery(returned=1)
     assert (q.pending, q.processing) == ([callback(1)], [callback(2)])
+
+
+def test_what_was_seen_anew_between_the_look_and_the_script_is_young(
+    q: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q.others_claim(callback(1))
+    q.look()
+    q.let_pass(AGE + 5)
+    move = q.healing._move
+
+    async def see_anew_first(*arguments: Any) -> Recovery:
+        """Another daemon saw it go, and come again."""
+        q.let_pass(-AGE)
+        return await move(*arguments)
+
+    monkeypatch.setattr(q.healing, "_move", see_anew_first)
+    assert q.recover() == Recovery()
+    assert q.processing == [callback(1)]
 
 
 def test_what_has_moved_between_the_look_and_the_script_waits_for_the_next(

@@ -9,6 +9,7 @@ CBQ_TEST_EXAMPLES=5000 makes the run long and random; without it, it is short an
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Coroutine
@@ -26,9 +27,22 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from cbq_exporter.model import Claimed, Dead, DeadReason, Delivered, Failure, Outcome, PutBack, Retry, Settled
+from cbq_exporter.model import (
+    Claimed,
+    Dead,
+    DeadReason,
+    Delivered,
+    Failure,
+    LockRule,
+    Outcome,
+    PutBack,
+    Retry,
+    Settled,
+)
 from cbq_exporter.model import Settlement as Settle
+from cbq_exporter.policy.lock import Leave, Release, judge
 from cbq_exporter.store.connections import Connections
+from cbq_exporter.store.healing import Healing
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.queue import Queue
 from tests.support.servers import Server
@@ -47,6 +61,8 @@ CONTRACT = (
     KEYS.stats_failed,
 )
 DAEMONS = ("worker_1764000000_1111", "worker_1764000000_2222")
+ENDLESS = "worker_1763999999_0002"  # the value of a lock that has no expiry
+LOCK_RULE = LockRule(no_ttl_after=HOUR, max_ttl=HOUR, dead_after=HOUR)
 FAILURE = Failure("http_5xx", 503)
 
 # Few, so that equal ones meet; some that are no callbacks at all.
@@ -109,10 +125,11 @@ class Model:
 class Machine(RuleBasedStateMachine):
     def __init__(self, server: Server, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
-        self.redis = server.client
+        self.redis: Any = server.client
         self.loop = loop
         self.queues = {value: Queue(connections, KEYS, lock_value=value) for value in DAEMONS}
         self.any_queue = self.queues[DAEMONS[0]]
+        self.healing = Healing(connections, KEYS)
         self.model = Model()
         self.claimed: list[Claimed] = []  # all that ever were
         self.ticks = 0
@@ -167,11 +184,11 @@ class Machine(RuleBasedStateMachine):
     def others_acknowledge(self, which: int) -> None:
         present = sorted(self.model.processing)
         payload = present[which % len(present)]
-        assert self.redis.lrem(KEYS.processing, 1, payload) == 1  # type: ignore[arg-type]
+        assert self.redis.lrem(KEYS.processing, 1, payload) == 1
         self.model.processing -= Counter([payload])
         self.model.removed[payload] += 1
 
-    @rule(what=st.sampled_from(["recover", "reset", "unlock", "lock", "delete retry"]))
+    @rule(what=st.sampled_from(["recover", "reset", "unlock", "lock", "lock for ever", "delete retry"]))
     def others_interfere(self, what: str) -> None:
         match what:
             case "recover":
@@ -183,6 +200,9 @@ class Machine(RuleBasedStateMachine):
             case "lock":
                 if self.redis.set(KEYS.lock, "worker_1763999999_0001", nx=True, ex=30):
                     self.model.lock = "worker_1763999999_0001"
+            case "lock for ever":
+                if self.redis.set(KEYS.lock, ENDLESS, nx=True):
+                    self.model.lock = ENDLESS
             case "delete retry":
                 self.somebody_deletes_retry()
 
@@ -247,8 +267,11 @@ class Machine(RuleBasedStateMachine):
         state = self.do(self.queues[who].keep_lock(30.0))
         self.model.lock = self.model.lock or who
         assert state.ours == (self.model.lock == who)
-        assert state.ttl is not None
-        assert 0 < state.ttl <= 30
+        if self.model.lock == ENDLESS:
+            assert state.ttl is None
+        else:
+            assert state.ttl is not None
+            assert 0 < state.ttl <= 30
 
     @rule(who=daemons)
     def free_lock(self, who: str) -> None:
@@ -392,9 +415,15 @@ class Machine(RuleBasedStateMachine):
 
     @rule(max_recoveries=st.integers(0, 2))
     def recover(self, max_recoveries: int) -> None:
-        model = self.model
         order = list(self.redis.lrange(KEYS.processing, 0, -1))
         recovery = self.do(self.any_queue.recover_expired(max_recoveries))
+        returned, dead, over = self._recovered_expired(order, max_recoveries)
+        assert (recovery.returned, recovery.dead) == (returned, dead)
+        assert recovery.leases_dropped == over - returned - dead
+
+    def _recovered_expired(self, order: list[Any], max_recoveries: int) -> tuple[int, int, int]:
+        """In the model, with ``order`` in processing: how many returned, died, and how many leases were over."""
+        model = self.model
         over = sorted((lease.ran_out, name) for name, lease in model.leases.items() if lease.ran_out is not None)
         wanted: dict[bytes, list[str]] = {}
         for _, name in over:
@@ -417,8 +446,117 @@ class Machine(RuleBasedStateMachine):
         for names in wanted.values():
             for name in names:
                 del model.leases[name]
-        assert (recovery.returned, recovery.dead) == (returned, dead)
-        assert recovery.leases_dropped == len(over) - returned - dead
+        return returned, dead, len(over)
+
+    # --- what others left behind -------------------------------------------------------------
+
+    @rule()
+    def look_at_processing(self) -> None:
+        leases = Counter(lease.claimed.payload for lease in self.model.leases.values())
+        untracked = self.model.processing - leases
+        look = self.do(self.healing.look_at_processing(HOUR))
+        assert (look.untracked, look.begun_anew) == (untracked.total(), False)
+        assert look.leases_over == sum(lease.ran_out is not None for lease in self.model.leases.values())
+        assert look.ineffective == sum(recoveries >= 2 for _, recoveries in self.model.memory.values())
+        seen = self._sightings()
+        assert Counter(payload for payload, _ in seen) == untracked
+        assert look.stuck == sum(ms < 1e12 for _, ms in seen)
+
+    def _sightings(self) -> list[tuple[bytes, float]]:
+        """The payload of each, and when it was first seen."""
+        names = {hashlib.sha1(payload).hexdigest(): payload for payload in PAYLOADS}
+        found = self.redis.zrange(KEYS.sightings, 0, -1, withscores=True)
+        return [(names[name.decode().split("#")[0]], ms) for name, ms in found]
+
+    @rule(data=st.data())
+    def sightings_grow_old(self, data: st.DataObject) -> None:
+        names = self.redis.zrange(KEYS.sightings, 0, -1)
+        if names:
+            for name in data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True)):
+                self.redis.zadd(KEYS.sightings, {name: self.tick()}, xx=True)
+
+    @rule()
+    def time_passes_for_all_that_others_hold(self) -> None:
+        self.look_at_processing()
+        for name in self.redis.zrange(KEYS.sightings, 0, -1):
+            self.redis.zadd(KEYS.sightings, {name: self.tick()}, xx=True)
+
+    @rule(max_recoveries=st.integers(0, 2))
+    def recover_stuck(self, max_recoveries: int) -> None:
+        model = self.model
+        stuck = Counter(payload for payload, ms in self._sightings() if ms < 1e12)
+        ours = {lease.claimed.payload for lease in model.leases.values()}
+        last_first = list(reversed(self.redis.lrange(KEYS.processing, 0, -1)))
+        known = set(model.dead)
+        recovery = self.do(self.healing.recover_stuck(HOUR, max_recoveries))
+        returned, dead = 0, Counter[bytes]()
+        for page in (last_first[:16], last_first[16:80], last_first[80:]):
+            before, deaths = dict(model.memory), dead.total()
+            for payload in page:
+                assert isinstance(payload, bytes)
+                if payload in ours or not stuck[payload]:
+                    continue
+                stuck[payload] -= 1
+                model.processing -= Counter([payload])
+                attempts, recoveries = before.get(payload, (0, 0))
+                if recoveries + 1 > max_recoveries:
+                    dead[payload] += 1
+                    model.memory.pop(payload, None)
+                else:
+                    model.pending.insert(0, payload)
+                    model.memory[payload] = (attempts, recoveries + 1)
+                    returned += 1
+            model.claims += dead.total() > deaths  # the ids of dead letters are made of the fence
+        assert (recovery.returned, recovery.dead) == (returned, dead.total())
+        new = [name.decode() for name in self.redis.zrange(KEYS.dead, 0, -1) if name.decode() not in known]
+        letters = {name: self.redis.hget(KEYS.payloads, name) for name in new}
+        assert Counter(letters.values()) == dead
+        model.dead |= letters
+
+    @rule()
+    def a_person_recovers_all(self) -> None:
+        model = self.model
+        order = list(self.redis.lrange(KEYS.processing, 0, -1))
+        before = len(model.pending)
+        recovery = self.do(self.healing.recover_all())
+        self._recovered_expired(order, 10**9)
+        ours = {lease.claimed.payload for lease in model.leases.values()}
+        left = list(self.redis.lrange(KEYS.processing, 0, -1))
+        assert set(left) <= ours
+        moved = list(self.redis.lrange(KEYS.pending, 0, -1))[: -len(model.pending) or None]
+        assert Counter(moved) == Counter({one: n for one, n in model.processing.items() if one not in ours})
+        model.processing -= Counter(moved)
+        model.pending[:0] = moved
+        assert recovery.returned == len(model.pending) - before
+
+    @rule(long_ago=st.booleans(), meanwhile=st.sampled_from(["nothing", "prolonged", "replaced"]))
+    def the_lock_keeper_looks(self, long_ago: bool, meanwhile: str) -> None:
+        look = self.do(self.healing.look_at_lock())
+        assert (look and look.value.decode()) == self.model.lock
+        if look is None:
+            return
+        if long_ago:
+            self.redis.hset(KEYS.lock_seen, "untouched_ms", 1)
+            look = self.do(self.healing.look_at_lock())
+            assert look is not None
+        verdict = judge(look, LOCK_RULE)
+        if look.ttl is not None:
+            assert verdict == Leave(), "a lock with a sane TTL"
+        if not isinstance(verdict, Release):
+            return
+        assert look.now - look.untouched_since >= HOUR
+        if meanwhile == "prolonged":
+            self.redis.expire(KEYS.lock, 30)
+        elif meanwhile == "replaced":
+            self.redis.set(KEYS.lock, DAEMONS[0], ex=30)
+            self.model.lock = DAEMONS[0]
+        assert self.do(self.healing.release_lock(look)) == (meanwhile == "nothing")
+        if meanwhile == "prolonged":
+            self.redis.persist(KEYS.lock)
+        elif meanwhile == "nothing":
+            self.model.lock = None
+
+    # --- dead letters ------------------------------------------------------------------------
 
     @precondition(lambda self: self.model.dead)
     @rule(data=st.data())
