@@ -8,6 +8,7 @@ Commands are imported when they are run, and import what is heavy inside their f
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -86,7 +87,11 @@ def app() -> None:
 
 
 def main() -> NoReturn:
-    app.main(prog_name="cbq-exporter")
+    try:
+        app.main(prog_name="cbq-exporter")
+    finally:
+        # The process ends: searching all that is left for garbage first would take longer than most commands.
+        gc.freeze()
 
 
 def _explain(error: Exception) -> int:
