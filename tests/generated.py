@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cbq_exporter.cli import reference as commands
 from cbq_exporter.config import example, reference, schema
 from cbq_exporter.metrics import catalogue
 from cbq_exporter.web import openapi
@@ -17,6 +18,7 @@ DOCUMENTS: Mapping[str, Callable[[], str]] = {
     schema.PATH: schema.schema,
     reference.PATH: reference.markdown,
     "docs/metrics.md": catalogue.markdown,
+    commands.PATH: commands.markdown,
     openapi.PATH: openapi.json,
     openapi.PAGE: openapi.markdown,
 }

@@ -24,7 +24,12 @@ _MOST_SHOWN = 10_000
 @click.command
 @options.config
 @options.queue
-@click.option("--operation", type=click.Choice([str(one) for one in OperationName]), help="Only this operation.")
+@click.option(
+    "--operation",
+    type=click.Choice([str(one) for one in OperationName]),
+    metavar="OPERATION",
+    help=f"Only this operation: {', '.join(OperationName)}.",
+)
 @click.option("--actor", metavar="TEXT", help="Only of actors that contain this, such as cli or alice@.")
 @click.option("--since", type=Duration(), metavar="DURATION", help="Only of the last while, such as 2h or 7d.")
 @click.option("--limit", type=click.IntRange(1, _MOST_SHOWN), default=50, show_default=True, help="How many at most.")

@@ -265,6 +265,16 @@ def test_the_same_request_again_gets_the_same_answer_after_a_restart_too(each_se
     assert not any(word in key for word in (TOKEN.encode(), b"alice") for key in kept)
 
 
+def test_an_answer_that_is_kept_needs_no_new_plan(server: Server, tokens: Path) -> None:
+    """What was done may well be impossible by now: such as to undo the same reset again."""
+    operator = NotingOperator()
+    with api_serving(server, tokens, operator) as api:
+        first = api.post("callbacks/undo", Idempotency_Key="k")
+        operator.fail_plan = RefusedError("no such reset")
+        assert api.post("callbacks/undo", Idempotency_Key="k").body == first.body
+        assert len(operator.planned) == 1
+
+
 @pytest.mark.parametrize("error", [RefusedError("no"), PreconditionChanged("another one"), CbqError("too many")])
 def test_a_refusal_is_an_answer_too(server: Server, tokens: Path, error: Exception) -> None:
     operator = NotingOperator(fail=error)
