@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,8 +14,11 @@ import pytest
 from cbq_exporter.errors import StoreUnavailable
 from cbq_exporter.model import Claimed, Dead, DeadReason, Delivered, PutBack, Retry, Settled, Settlement
 from cbq_exporter.store.connections import MUTATION_TIMEOUT, Connections
+from cbq_exporter.store.healing import Healing
+from cbq_exporter.store.pauses import Pause, Pauses
 from cbq_exporter.store.queue import Queue
 from cbq_exporter.store.scripts import load
+from cbq_exporter.store.trash import Trash
 from tests.e2e.bare_client import PREFIX, item, kept, lengths, number_of, push, wait_until_settled
 from tests.support.counting_receiver import CountingReceiver
 from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
@@ -26,27 +30,43 @@ TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
 # --- one operation of the store, one fault -------------------------------------------------------
 
-Work = Callable[[Queue, list[Claimed], list[str]], Coroutine[Any, Any, object]]
+
+@dataclass(frozen=True)
+class Hands:
+    """What an operation is done with, through the proxy, and on what."""
+
+    queue: Queue
+    trash: Trash
+    healing: Healing
+    pauses: Pauses
+    claimed: list[Claimed]
+    dead: list[str]
+
+
+Work = Callable[[Hands], Coroutine[Any, Any, object]]
 
 
 def _settle_as(outcome: Any) -> Work:
-    return lambda queue, claimed, dead: queue.settle([Settlement(one, outcome) for one in claimed])
+    return lambda at: at.queue.settle([Settlement(one, outcome) for one in at.claimed])
 
 
 OPERATIONS: dict[str, Work] = {
-    "enqueue": lambda queue, claimed, dead: queue.enqueue([callback(91), callback(92)]),
-    "keep_lock": lambda queue, claimed, dead: queue.keep_lock(30.0),
-    "free_lock": lambda queue, claimed, dead: queue.free_lock(),
-    "claim": lambda queue, claimed, dead: queue.claim(count=3, max_bytes=1 << 20, lease=60.0, lock_ttl=30.0),
+    "enqueue": lambda at: at.queue.enqueue([callback(91), callback(92)]),
+    "keep_lock": lambda at: at.queue.keep_lock(300.0),
+    "free_lock": lambda at: at.queue.free_lock(),
+    "claim": lambda at: at.queue.claim(count=3, max_bytes=1 << 20, lease=60.0, lock_ttl=30.0),
     "delivered": _settle_as(Delivered()),
     "retry": _settle_as(Retry(60.0, FAILURE)),
     "dead": _settle_as(Dead(DeadReason.REJECTED, FAILURE)),
     "put_back": _settle_as(PutBack()),
-    "extend": lambda queue, claimed, dead: queue.extend([one.lease for one in claimed], 600.0),
-    "recover": lambda queue, claimed, dead: queue.recover_expired(3),
-    "dead_retry": lambda queue, claimed, dead: queue.dead_retry(dead),
-    "dead_purge": lambda queue, claimed, dead: queue.dead_purge(dead),
-    "dead_trim": lambda queue, claimed, dead: queue.trim_dead(1, 1e9),
+    "extend": lambda at: at.queue.extend([one.lease for one in at.claimed], 600.0),
+    "recover": lambda at: at.queue.recover_expired(3),
+    "dead_retry": lambda at: at.queue.dead_retry(at.dead),
+    "dead_purge": lambda at: at.queue.dead_purge(at.dead),
+    "dead_trim": lambda at: at.queue.trim_dead(1, 1e9),
+    "recover_all": lambda at: at.healing.recover_all(),
+    "reset": lambda at: at.trash.move(600.0, 1_764_000_000_000, {}),
+    "pause": lambda at: at.pauses.begin(None, Pause(1_764_000_000.0, "test", "")),
 }
 
 # What goes wrong, and whether the operation has been carried out then.
@@ -90,7 +110,10 @@ class Stage:
             "counts": [client.get(key) for key in (keys.stats_queued, keys.stats_sent, keys.stats_failed, keys.fence)],
             "leases": len(deadlines),
             "extended": sum(deadline > client.time()[0] * 1000 + 300_000 for _, deadline in deadlines),
-            "lock": client.get(keys.lock),
+            "lock": (client.get(keys.lock), client.ttl(keys.lock) > 60),
+            "trash": sorted(client.llen(key) for key in client.keys(f"{keys.trash}:*:p[er]*ing")),
+            "resets": (client.zcard(keys.trash), client.hlen(keys.trash_notes)),
+            "paused": client.hgetall(keys.paused),
         }
 
 
@@ -109,8 +132,9 @@ def _through(stage: Stage, url: str, work: Work, claimed: list[Claimed], dead: l
     async def run() -> object:
         connections = Connections(url, shown_as="through the proxy")
         try:
-            queue = Queue(connections, stage.driven.keys, lock_value=OURS)
-            return await work(queue, claimed, dead)
+            keys = stage.driven.keys
+            queue, healing = Queue(connections, keys, lock_value=OURS), Healing(connections, keys, OURS)
+            return await work(Hands(queue, Trash(connections, keys), healing, Pauses(connections, keys), claimed, dead))
         finally:
             await connections.close()
 
@@ -120,11 +144,12 @@ def _through(stage: Stage, url: str, work: Work, claimed: list[Claimed], dead: l
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_operation_is_carried_out_once_or_not_at_all(stage: Stage, operation: str) -> None:
     """Whatever breaks, its caller is told that it is unknown, and nothing is sent again behind its back."""
-    work, expired = OPERATIONS[operation], operation == "recover"
+    work, expired = OPERATIONS[operation], operation in ("recover", "recover_all")
     claimed, dead = stage.set()
     before = stage.where()
     _through(stage, stage.server.url, work, claimed, dead, expired=expired)
     after = stage.where()
+    assert after != before
     with FaultProxy(stage.server.socket) as proxy:
         for name, (fault, carried_out) in FAULTS.items():
             claimed, dead = stage.set()
