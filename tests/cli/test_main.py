@@ -22,7 +22,7 @@ HEAVY = (
     "pycurl",
     "rich",
     "yaml",
-    "msgspec",
+    
     "asyncio",
     "apscheduler",
     "prometheus_client",
