@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 from cbq_exporter.store.connections import Connections
@@ -62,8 +63,9 @@ def test_a_paused_destination_waits_without_using_an_attempt_and_others_are_sent
             until(lambda: redis.zcard(KEYS.retry) == 10)
             assert daemon.metrics().get("cbq_delivery_attempts_total") == 10
             assert daemon.metrics().get("cbq_paused_destinations") == 1
-            records = redis.hvals(KEYS.records)
-            assert all(b'"paused"' in record for record in records), records
+            records = [json.loads(record) for record in redis.hvals(KEYS.records)]
+            assert {record["attempts"] for record in records} == {0}
+            assert all("paused" in str(record) for record in records), records
             seconds, _ = redis.time()
             due = redis.zrange(KEYS.retry, 0, -1, withscores=True)
             assert all(20 < at / 1000 - seconds < 50 for _, at in due)

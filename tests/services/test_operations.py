@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cbq_exporter.errors import CbqError, PreconditionChanged, RefusedError, StoreMisuse
-from cbq_exporter.model import Actor, Mode, Trigger
+from cbq_exporter.model import Actor, Mode, State, Trigger
 from cbq_exporter.services.dead_letters import Selection
 from cbq_exporter.services.operations import (
     Operation,
@@ -282,3 +282,40 @@ def test_a_person_s_no_is_in_the_audit(desk: Operating) -> None:
     desk.do(desk.operations.decline(plan, actor=ALICE, why="aborted"))
     (entry,) = desk.entries
     assert (entry.operation, entry.result, entry.after) == ("reset", "refused", {"why": "aborted"})
+
+
+def test_what_is_paused_and_in_the_trash_is_seen_by_whoever_looks(desk: Operating) -> None:
+    def seen() -> tuple[int, bool | None, int | None]:
+        (view,) = desk.do(desk.store.reader.snapshot()).queues
+        return view.lengths[State.TRASH], view.paused, view.paused_destinations
+
+    stick(desk, 3)
+    assert seen() == (0, False, 0)
+    desk.carry_out(Reset(QUEUE))
+    stick(desk, 2)
+    desk.carry_out(Reset(QUEUE))
+    desk.carry_out(Pause(QUEUE, "a.example"))
+    assert seen() == (5, False, 1)
+    desk.carry_out(Pause(QUEUE))
+    desk.carry_out(Undo(QUEUE))
+    assert seen() == (3, True, 1)
+    desk.redis.hset(desk.keys.trash_notes, "other", "no note of ours")
+    assert seen() == (3, True, 1)
+
+
+def test_a_progress_is_told_to_its_end_and_kept_where_it_ends_early(desk: Operating) -> None:
+    stick(desk, 450)
+    told: list[int] = []
+    desk.carry_out(Recover(QUEUE), progress=told.append)
+    assert (told[-1], told == sorted(told)) == (450, True)
+
+    def stop(done: int) -> None:
+        if done >= 200:
+            raise KeyboardInterrupt
+
+    stick(desk, 450)
+    with pytest.raises(KeyboardInterrupt):
+        desk.carry_out(Recover(QUEUE), progress=stop)
+    assert desk.story[-1] == ("recover", "failed")
+    after = desk.entries[-1].after
+    assert (200 <= after["progress"] < 450, after["error"]) == (True, "interrupted")
