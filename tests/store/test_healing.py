@@ -445,8 +445,13 @@ def test_a_full_memory_does_not_stop_it(q: Driven) -> None:
     q.others_claim(*(callback(n) for n in range(10)))
     q.look()
     q.let_pass(AGE + 5)
+    q.others_claim(callback(10))
+    q.redis.set(q.keys.lock, THEIRS)
     q.redis.config_set("maxmemory", 1)
     try:
+        assert q.look().new == 1
         assert q.recover() == Recovery(returned=10)
+        q.do(q.healing.beat())
+        assert q.do(q.healing.release_lock(q.look_at_lock()))
     finally:
         q.redis.config_set("maxmemory", 0)

@@ -32,6 +32,8 @@ if seen[1] == value and not anew then
     expires = expired
   end
 end
+-- First a write that adds nothing: after it, a full memory does not refuse the next.
+redis.call('HDEL', lock_seen, '')
 redis.call('HSET', lock_seen, 'value', value, 'first_ms', string.format('%d', first),
   'untouched_ms', string.format('%d', untouched), 'expires_ms', string.format('%d', expires),
   'beat_ms', string.format('%d', beat), 'seen_ms', string.format('%d', now))

@@ -8,8 +8,8 @@ local sightings, keep_ms, ended = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- First what frees: after a write, a full memory does not refuse the next.
-if ended > 0 then redis.call('ZREM', sightings, unpack(ARGV, 3, 2 + ended)) end
+-- First what frees, or nothing: after a write, a full memory does not refuse the next.
+redis.call('ZREM', sightings, '', unpack(ARGV, 3, 2 + ended))
 local began = {}
 for i = 3 + ended, #ARGV do
   began[#began + 1] = now
