@@ -33,11 +33,12 @@ async def execute(parts: Parts, operation: Recover, plan: Plan, order: Order) ->
     recovery = parts.config.recovery
     if operation.only_known_stuck:
         done = await parts.queue.recover_expired(recovery.max_recoveries)
-        order.progress(done.total)
+        expired = done.total
+        order.progress(expired)
         done += await parts.healing.recover_stuck(
             recovery.stuck_after,
             recovery.max_recoveries,
-            progress=lambda count: order.progress(count),
+            progress=lambda count: order.progress(expired + count),
         )
     else:
         done = await parts.healing.recover_all(operation.older_than, progress=order.progress)

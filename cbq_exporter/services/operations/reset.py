@@ -32,7 +32,7 @@ async def plan_reset(parts: Parts, operation: Reset) -> Plan:
         # A daemon's claims are fenced: what it is sending ends in the trash. Of others we know nothing.
         refusal = None if operation.force else _refusal(lock.shown, lock.ttl or 0)
         summary.append(f"{lock.shown} may be sending now: what is under way is sent again after an undo")
-    elif len(await parts.trash.all()) >= trash.MOST:
+    if refusal is None and len(await parts.trash.all()) >= trash.MOST:
         refusal = f"{trash.MOST} resets of {name} are kept already: undo one, or wait until one expires"
     also = ", the statistics and the lock (which frees it)" if lock else " and the statistics"
     keep = write_duration(parts.config.trash.keep)
