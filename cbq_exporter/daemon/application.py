@@ -125,7 +125,7 @@ class Application:
         )
         self._web = WebServer(create_app(self, self._api(self._store)), self.config.web.host, self.config.web.port)
         await self._web.start()
-        self._schedule.every(_PROBE, _PROBE_EVERY, partial(self._store.connections.read, "PING"))
+        self._schedule.every(_PROBE, _PROBE_EVERY, self._store.reader.probe)
         for queue in self.config.queues:
             self._prepare(queue, self._store)
         self._schedule.start()

@@ -12,7 +12,7 @@ from typing import Any
 
 from cbq_exporter import item
 from cbq_exporter.clock import SYSTEM_CLOCK, Clock
-from cbq_exporter.errors import StoreError
+from cbq_exporter.errors import StoreError, StoreUnavailable
 from cbq_exporter.model import LockLook, LockRule, LockView, Mode, QueueView, Snapshot, State
 from cbq_exporter.store import records, trash
 from cbq_exporter.store.connections import READ_TIMEOUT, Connections
@@ -68,6 +68,23 @@ class Reader:
         return self._down(
             f"Redis at {self._connections.shown_as} did not answer within {timeout or READ_TIMEOUT:g} s", began
         )
+
+    async def probe(self) -> None:
+        """Whether the server can be used; raises StoreUnavailable where not.
+
+        One whose memory is full counts as such, though what is there still goes out: producers are refused.
+        """
+        ping, memory = await self._connections.read_many([("PING",), ("INFO", "memory")])
+        if isinstance(ping, StoreError):
+            raise ping
+        about = _info(memory)
+        used, most = _whole(about.get("used_memory")), _whole(about.get("maxmemory"))
+        if used is not None and most and used >= most:
+            raise StoreUnavailable(
+                f"Redis at {self._connections.shown_as} is full: {used:,} of maxmemory {most:,} bytes: "
+                "producers are refused; free memory or raise maxmemory",
+                kind="oom",
+            )
 
     async def _read(self) -> Snapshot:
         began = self._clock.monotonic()
