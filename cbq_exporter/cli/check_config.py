@@ -16,7 +16,7 @@ from cbq_exporter.errors import ConfigError
 @options.debug
 def check_config(config_path: Path | None, as_json: bool) -> int:
     """Check a configuration, and list everything that is wrong with it."""
-    from cbq_exporter.config import load
+    from cbq_exporter.config import load, warnings
 
     try:
         loaded = load(config_path)
@@ -34,7 +34,7 @@ def check_config(config_path: Path | None, as_json: bool) -> int:
                 "file": None if loaded.source is None else str(loaded.source),
                 "redis": config.redis.redacted_url,
                 "queues": [{"name": one.name, "mode": one.mode, "prefix": one.prefix} for one in config.queues],
-                "warnings": config.warnings,
+                "warnings": warnings(config),
             }
         )
         return 0
@@ -43,6 +43,6 @@ def check_config(config_path: Path | None, as_json: bool) -> int:
     click.echo(f"store: {store}\n")
     rows = [[one.name, str(one.mode), one.prefix] for one in config.queues]
     click.echo(output.table(["queue", "mode", "prefix"], rows))
-    for warning in config.warnings:
+    for warning in warnings(config):
         output.say(f"warning: {warning}")
     return 0

@@ -55,6 +55,7 @@ def doctor(config_path: Path | None, queue_name: str | None, as_json: bool) -> i
 
 async def _examine(config: Config, queue: QueueConfig) -> tuple[Examination, Sequence[Finding]]:
     from cbq_exporter.clock import SYSTEM_CLOCK
+    from cbq_exporter.config import warnings
     from cbq_exporter.services.doctor import examine, judge
     from cbq_exporter.store.opening import keys_of, lock_rule_of, open_connections
 
@@ -66,7 +67,7 @@ async def _examine(config: Config, queue: QueueConfig) -> tuple[Examination, Seq
         queue=queue.name,
         stuck_after=stuck_after,
         lock_rule=lock_rule,
-        config_warnings=config.warnings,
+        config_warnings=warnings(config),
     )
     return seen, findings
 

@@ -27,7 +27,7 @@ from cbq_exporter.config.models import (
     TemplateBody,
     WebConfig,
 )
-from cbq_exporter.config.rules import check
+from cbq_exporter.config.rules import check, warnings
 
 __all__ = [
     "AlertAuthConfig",
@@ -57,4 +57,5 @@ __all__ = [
     "WebConfig",
     "check",
     "load",
+    "warnings",
 ]

@@ -413,10 +413,3 @@ class Config(Section):
         (QueueConfig(name="callbacks"),), min_length=1, description="The queues; at least one."
     )
     alerts: AlertsConfig = AlertsConfig()
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is allowed but probably not meant, one line each."""
-        from cbq_exporter.config.rules import warnings
-
-        return warnings(self)

@@ -15,7 +15,7 @@ from functools import partial
 
 from cbq_exporter import __version__
 from cbq_exporter.clock import Clock
-from cbq_exporter.config import Config, Loaded, QueueConfig
+from cbq_exporter.config import Config, Loaded, QueueConfig, warnings
 from cbq_exporter.daemon.arrivals import Arrivals
 from cbq_exporter.daemon.schedule import Schedule
 from cbq_exporter.daemon.watchdog import SILENCE, watch
@@ -112,7 +112,7 @@ class Application:
 
     async def start(self) -> None:
         """Raises CbqError where the daemon cannot begin its work; a Redis that is down is waited for."""
-        for warning in self.config.warnings:
+        for warning in warnings(self.config):
             log.warning(warning)
         if self.config.redis.url is None:
             self._embedded = EmbeddedServer(self.config.data_dir)

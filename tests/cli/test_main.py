@@ -22,7 +22,6 @@ HEAVY = (
     "pycurl",
     "rich",
     "yaml",
-    
     "asyncio",
     "apscheduler",
     "prometheus_client",

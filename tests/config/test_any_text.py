@@ -15,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cbq_exporter.config import Config, document, load, outline, rules, schema
+from cbq_exporter.config import Config, document, load, outline, rules, schema, warnings
 from cbq_exporter.config.document import DocumentError
 from cbq_exporter.errors import ConfigError
 from tests.generated import ROOT
@@ -126,7 +126,7 @@ def test_any_configuration(tmp_path: Path, data: dict[str, Any]) -> None:
     config = attempt(yaml.safe_dump(data, allow_unicode=True).encode(errors="replace"), tmp_path, {})
     if config is not None:
         assert rules.check(config) == ()
-        assert isinstance(config.warnings, tuple)
+        assert isinstance(warnings(config), tuple)
         assert 0 <= config.web.port <= 65535
         SCHEMA.validate(document.read((tmp_path / "any.yaml").read_bytes()).data)
 

@@ -212,7 +212,7 @@ def test_a_short_timeout_needs_no_second_key(loaded: Load) -> None:
     ],
 )
 def test_what_is_probably_not_meant_is_warned_about(loaded: Load, text: str, told: str | None) -> None:
-    warnings = loaded(text).warnings
+    warnings = rules.warnings(loaded(text))
     assert len(warnings) == (told is not None)
     assert all(warning.startswith(str(told)) for warning in warnings)
     assert "pw" not in " ".join(warnings)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cbq_exporter.config import load
+from cbq_exporter.config import load, warnings
 from cbq_exporter.config.redis_url import redacted
 from cbq_exporter.errors import ConfigError
 from tests.config.conftest import Load
@@ -84,7 +84,7 @@ def test_no_configuration_shows_it(loaded: Load) -> None:
     assert config.redis.url is not None
     assert SECRET in config.redis.url.get_secret_value()
     assert SECRET in config.queues[0].delivery.request.headers["Authorization"]
-    for shown in (repr(config), str(config), repr(config.queues[0].delivery), str(config.warnings)):
+    for shown in (repr(config), str(config), repr(config.queues[0].delivery), str(warnings(config))):
         assert SECRET not in shown
     assert config.redis.redacted_url == "redis://user:***@host/0"
     assert pickle.loads(pickle.dumps(config)) == config
