@@ -20,7 +20,7 @@ from benchmarks.workers.payload import data
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "callback_queue"
 PENDING = f"{PREFIX}:pending"
-CONCURRENCY = 128
+CONCURRENCY = 64
 BATCH = 400
 SETTINGS = f"batch.size {BATCH}, {CONCURRENCY} requests open, log level warning"
 _CHUNK = 1000
