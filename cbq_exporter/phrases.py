@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LONGEST = 1e12  # seconds: what somebody else wrote may be endless
+
 
 def count(value: int, noun: str) -> str:
     """``1 callback``, ``2 callbacks``."""
@@ -22,7 +24,7 @@ def size(value: int) -> str:
 
 def age(seconds: float) -> str:
     """``12s``, ``4m12s``, ``5h03m``, ``12d3h``."""
-    whole = max(0, int(seconds))
+    whole = int(min(max(0.0, seconds), _LONGEST))
     minutes, s = divmod(whole, 60)
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)

@@ -24,6 +24,7 @@ from cbq_exporter.phrases import size as size
 
 UNKNOWN = "-"
 _WIDE = 200  # columns, where no terminal sets a limit
+_LAST_MOMENT = 250e9  # epoch seconds; beyond it dates end
 _NARROWEST = 12  # columns that a folded cell keeps
 
 
@@ -100,7 +101,7 @@ def moment(at: float) -> str:
     """A time of epoch seconds in local time."""
     from datetime import UTC, datetime
 
-    return UNKNOWN if at <= 0 else f"{datetime.fromtimestamp(at, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+    return UNKNOWN if not 0 < at < _LAST_MOMENT else f"{datetime.fromtimestamp(at, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def text(value: str, most: int = 200) -> str:

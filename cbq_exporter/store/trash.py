@@ -10,7 +10,7 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -128,9 +128,12 @@ class Trash:
         return bool(await self._connections.run_named("trash_drop", keys, [trash_id]))
 
 
+_Moment = Annotated[int, msgspec.Meta(ge=0, le=250_000_000_000_000)]  # ms since the epoch; beyond it dates end
+
+
 class _Note(msgspec.Struct):
-    at_ms: int = 0
-    until_ms: int = 0
+    at_ms: _Moment = 0
+    until_ms: _Moment = 0
     counts: dict[str, int] = {}
 
 
