@@ -53,6 +53,15 @@ class App(click.Group):
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for word in args:
+            try:
+                word.encode()
+            except UnicodeEncodeError:
+                # Neither Redis nor JSON can be asked for it, and what was kept of it would be another word.
+                raise click.UsageError(f"{word!r} is not UTF-8", ctx) from None
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         # Caught here, because click would say these two in its own way.
         try:
