@@ -39,8 +39,12 @@ SECONDS = float(os.environ.get("CBQ_CHAOS_SECONDS", "33"))
 # Three queues, so that each kill finds three times as many things half done.
 PREFIXES = ("one", "two", "three")
 NEVER_GIVEN_UP = {"max_attempts": 1000, "base": "50ms", "cap": "300ms"}
+# Redis 7.0 (not Valkey 9) that is killed inside a write and then once more applies the first part of a script the
+# second time: ends of leases without what followed them. Such callbacks come back like those that others left behind.
+RECOVERY = {"every": "200ms", "max_recoveries": 1000, "stuck_after": "1s"}
 QUEUES = [
-    queue(SHORT_LIVED, name=prefix, prefix=prefix, batch={"size": 20}, retry=NEVER_GIVEN_UP) for prefix in PREFIXES
+    queue(SHORT_LIVED, name=prefix, prefix=prefix, batch={"size": 20}, retry=NEVER_GIVEN_UP, recovery=RECOVERY)
+    for prefix in PREFIXES
 ]
 
 pytestmark = pytest.mark.slow
