@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "callback_queue"
 PENDING = f"{PREFIX}:pending"
 CONCURRENCY = 64
-BATCH = 400
+BATCH = 200
 SETTINGS = f"batch.size {BATCH}, {CONCURRENCY} requests open, log level warning"
 _CHUNK = 1000
 
