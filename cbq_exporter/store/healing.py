@@ -247,7 +247,8 @@ class Healing:
         """A person's recovery: everything in processing that no live lease of ours holds goes back to the head of
         pending, in its order; with ``older_than``, in seconds, only what was first seen longer ago than that.
 
-        Nothing becomes a dead letter by it. Of equal callbacks, as long as one is ours the others wait.
+        Nothing becomes a dead letter by it. Of equal callbacks, as long as one is ours the others wait. What changes
+        its place while this walks, because a daemon settles beside it, may be left for the next time.
         """
         expired = await self._queue.recover_expired(_NO_RECORD)
         progress(expired.total)
