@@ -112,6 +112,7 @@ class Dispatcher:
         self._lock_until = 0.0  # monotonic: the lock is ours at least until then, if nobody takes it away
         self._leading = False
         self._last_batch = float("-inf")  # monotonic
+        self._arrived = False  # something is there, as far as we know: claiming finds out cheapest
         self._waiting_since: float | None = None  # monotonic: since when callbacks are seen waiting
         self._pauses = pauses
         self._paused = NOT_PAUSED
@@ -221,7 +222,7 @@ class Dispatcher:
         since_last_batch = now - self._last_batch
         if last is not None and last.pending_left >= rule.size:
             waiting = Waiting(0.0, last.pending_left, None, None, None)
-        elif rule.max_delay <= 0 and rule.min_interval <= since_last_batch:
+        elif (last is not None or self._arrived) and rule.max_delay <= 0 and rule.min_interval <= since_last_batch:
             # What is there goes at once: the claim itself finds out whether there is anything.
             return flush.FlushDecision(FlushReason.AGE)
         else:
@@ -254,6 +255,7 @@ class Dispatcher:
             return None
         self._lock_until = before + self._config.lock.ttl
         self._last_batch = before
+        self._arrived = False
         self._waiting_since = before if claim.pending_left else None
         if not claim.items:
             return claim
@@ -475,7 +477,8 @@ class Dispatcher:
 
     async def wait_for_arrival(self, seconds: float) -> bool:
         """Sleep until pending is not empty; only where this daemon leads."""
-        return await self._queue.wait_for_arrival(seconds)
+        self._arrived = await self._queue.wait_for_arrival(seconds)
+        return self._arrived
 
     def report_in_flight(self) -> None:
         """Bring the gauges of sends under way up to date; before a scrape, not at each send."""
