@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 _PROBE_EVERY = 5.0  # seconds
 _UPKEEP_EVERY = 60.0
 _LOOKS_MISSED = 3  # so many looks at the lock in a row may be left out before what was seen is forgotten
-_LONGEST_FLUSH_SLEEP = 5.0  # seconds: should an arrival be missed, it is seen after this
+_LONGEST_FLUSH_SLEEP = 10.0  # seconds: should an arrival be missed, it is seen after this
 _PROBE = "probe"
 _EXAMPLE_URL = "http://127.0.0.1:8000/"
 

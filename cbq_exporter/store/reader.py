@@ -74,9 +74,7 @@ class Reader:
 
         One whose memory is full counts as such, though what is there still goes out: producers are refused.
         """
-        ping, memory = await self._connections.read_many([("PING",), ("INFO", "memory")])
-        if isinstance(ping, StoreError):
-            raise ping
+        (memory,) = await self._connections.read_many([("INFO", "memory")])  # refused is an answer too
         about = _info(memory)
         used, most = _whole(about.get("used_memory")), _whole(about.get("maxmemory"))
         if used is not None and most and used >= most:

@@ -45,7 +45,7 @@ class Place:
         until(lambda: self.daemon.metrics().get("cbq_dispatch_leader") == 1)
 
     def waits_without_spinning(self, seconds: float = 1.5) -> None:
-        until(self._flush_has_failed)  # an idle one looks each five seconds; from then on it could spin
+        until(self._flush_has_failed)  # an idle one looks each ten seconds; from then on it could spin
         self.does_not_spin(seconds)
 
     def does_not_spin(self, seconds: float = 1.5) -> None:

@@ -9,7 +9,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- First what frees: after it, a full memory does not refuse the rest.
 redis.call('ZREMRANGEBYSCORE', daemons, '-inf', now - keep_ms)
-redis.call('ZADD', daemons, now, value)
-redis.call('ZREMRANGEBYRANK', daemons, 0, -most - 1)
+if redis.call('ZADD', daemons, now, value) == 1 then
+  redis.call('ZREMRANGEBYRANK', daemons, 0, -most - 1)
+end
 redis.call('PEXPIRE', daemons, keep_ms)
 return now
