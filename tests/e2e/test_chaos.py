@@ -126,7 +126,13 @@ class Tally:
             found = {prefix: lengths(client, prefix) for prefix in PREFIXES}
             return {prefix: one for prefix, one in found.items() if sum(one.values()) > one["dead"]}
 
-        until(lambda: not unsettled(), 60, lambda: f"{unsettled()} {log()[-3000:]}")
+        def settled() -> bool:
+            try:
+                return not unsettled()
+            except redis.ConnectionError:
+                return False  # a server that a killed daemon left behind is just being ended by the next one
+
+        until(settled, 60, lambda: log()[-3000:])
 
     def check(self, client: redis.Redis) -> str:
         accepted, unsure = self.producer.accepted, self.producer.unsure
