@@ -38,10 +38,11 @@ class _Token:
 
 
 class Tokens:
-    """Those of ``path``, as they are at the moment of each question."""
+    """Those of ``path``, as they are at the moment of each question; ``setting`` is what names the file, for people."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, setting: str = "web.bearer_token_file") -> None:
         self._path = path
+        self._setting = setting
         self._said: str | None = None
 
     def name_of(self, authorization: Sequence[str]) -> str:
@@ -55,14 +56,14 @@ class Tokens:
         trouble, tokens = self._read()
         self._say(trouble)
         if trouble:
-            raise ProblemError(Code.TOKEN_FILE_UNUSABLE, "web.bearer_token_file cannot be used: see the daemon's log")
+            raise ProblemError(Code.TOKEN_FILE_UNUSABLE, f"{self._setting} cannot be used: see the daemon's log")
         digest = _digest(given)
         name: str | None = None
         for token in tokens:  # all of them, so that the time tells nothing
             if hmac.compare_digest(token.digest, digest):
                 name = token.name
         if name is None:
-            raise _unauthorized("the token is not one of web.bearer_token_file", error="invalid_token")
+            raise _unauthorized(f"the token is not one of {self._setting}", error="invalid_token")
         return name
 
     def check(self) -> None:
@@ -72,9 +73,9 @@ class Tokens:
     def _say(self, trouble: str) -> None:
         """Once for each trouble, and once when it is over."""
         if trouble and trouble != self._said:
-            log.error("web.bearer_token_file cannot be used, so the API changes nothing: %s", trouble)
+            log.error("%s cannot be used, so every request that needs it is refused: %s", self._setting, trouble)
         elif not trouble and self._said:
-            log.info("web.bearer_token_file can be used again")
+            log.info("%s can be used again", self._setting)
         self._said = trouble
 
     def _read(self) -> tuple[str, list[_Token]]:
