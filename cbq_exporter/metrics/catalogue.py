@@ -74,6 +74,13 @@ CATALOGUE: tuple[Definition, ...] = (
         "One queue with a foreign key must not look like an idle one.",
     ),
     Definition(
+        "queue_info",
+        "gauge",
+        ("queue", "mode"),
+        "Always 1; mode is how far this daemon may go with the queue.",
+        "Only where one dispatches has a queue a leader.",
+    ),
+    Definition(
         "queue_length",
         "gauge",
         ("queue", "state"),

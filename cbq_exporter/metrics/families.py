@@ -24,6 +24,8 @@ def families(snapshot: Snapshot) -> list[Metric]:
     for view in snapshot.queues:
         good = snapshot.up and view.error is None
         into.add("scrape_collector_success", float(good), collector=QUEUE, queue=view.queue)
+    for view in snapshot.queues:
+        into.add("queue_info", 1.0, queue=view.queue, mode=view.mode)
     if snapshot.up:
         into.add("redis_memory_used_bytes", snapshot.memory_used)
         into.add("redis_memory_max_bytes", snapshot.memory_max)

@@ -65,7 +65,8 @@ def test_the_process_is_measured_too() -> None:
 
 def test_with_redis_down_nothing_of_it_is_left_but_that() -> None:
     found = {metric.name: metric for metric in families(DOWN)}
-    assert set(found) == {"cbq_up", "cbq_scrape_duration_seconds", "cbq_scrape_collector_success"}
+    configured = {"cbq_queue_info"}
+    assert set(found) == {"cbq_up", "cbq_scrape_duration_seconds", "cbq_scrape_collector_success"} | configured
     assert [sample.value for sample in found["cbq_up"].samples] == [0.0]
     assert {sample.value for sample in found["cbq_scrape_collector_success"].samples} == {0.0}
     assert "cbq_callbacks_delivered" in parsed(DOWN), "the daemon's own counters stay"
