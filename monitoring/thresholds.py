@@ -23,6 +23,7 @@ class Threshold:
 
 MINUTE = 60.0
 HOUR = 60 * MINUTE
+RATIO_OVER = 10 * MINUTE  # what a share of attempts is counted over
 
 # --- what is late ------------------------------------------------------------------------------------
 BACKLOG = Threshold(100, "callbacks", "The software that this replaces warns above 100 callbacks in pending.")
@@ -36,13 +37,18 @@ NO_SEND = Threshold(
 
 # --- who is failing ----------------------------------------------------------------------------------
 FAILURE_RATIO = Threshold(
-    0.1, "ratio", "One attempt in ten: more than receivers being deployed, less than half of them being down.", 600
+    0.1,
+    "ratio",
+    "One attempt in ten: more than receivers being deployed, less than half of them being down.",
+    RATIO_OVER,
 )
-FAILURE_RATIO_CRITICAL = Threshold(0.5, "ratio", "Most of what is sent fails: it is our side, or a main client.", 600)
+FAILURE_RATIO_CRITICAL = Threshold(
+    0.5, "ratio", "Most of what is sent fails: it is our side, or a main client.", RATIO_OVER
+)
 DESTINATION_FAILURE_RATIO = Threshold(
-    0.5, "ratio", "One receiver that fails most of the time is down; a smaller share heals by retries.", 600
+    0.5, "ratio", "One receiver that fails most of the time is down; a smaller share heals by retries.", RATIO_OVER
 )
-RATIO_NEEDS = Threshold(0.05, "attempts/s", "30 attempts in 10 m: of fewer, a ratio says nothing.", 600)
+RATIO_NEEDS = Threshold(0.05, "attempts/s", "30 attempts in 10 m: of fewer, a ratio says nothing.", RATIO_OVER)
 DEAD_LETTERS = Threshold(
     10, "callbacks", "A few a quarter of an hour are single bad URLs; more is a client or a producer.", 900
 )

@@ -10,6 +10,7 @@ from cbq_exporter.cli import reference as commands
 from cbq_exporter.config import example, reference, schema
 from cbq_exporter.metrics import catalogue
 from cbq_exporter.web import openapi
+from monitoring import write as rule_files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,6 +22,8 @@ DOCUMENTS: Mapping[str, Callable[[], str]] = {
     commands.PATH: commands.markdown,
     openapi.PATH: openapi.json,
     openapi.PAGE: openapi.markdown,
+    rule_files.RECORDING_RULES: rule_files.recording_rules,
+    rule_files.ALERTING_RULES: rule_files.alerting_rules,
 }
 
 

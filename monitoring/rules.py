@@ -1,0 +1,425 @@
+"""Every recording and alerting rule, as data. ``docs/runbooks/`` has a page for each alert.
+
+All replicas of one job read the same Redis: what Redis says is ``max by (job, queue)``, never a sum over instances.
+What each daemon counts itself is summed. An age is ``timestamp(x) - x``, not ``time() - x``: the latter grows between
+two scrapes though nothing has aged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from monitoring import thresholds
+from monitoring.places import GRAFANA, JOB, QUEUES_DASHBOARD, RUNBOOKS
+from monitoring.thresholds import HOUR, MINUTE, Threshold
+
+Severity = Literal["critical", "warning", "info"]
+Action = Literal["recover", "unlock"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """``name`` is level:metric:operations, as Prometheus recommends; ``why`` says what it is for."""
+
+    name: str
+    expr: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """``wait`` is its ``for``, in seconds: how long it must hold. ``summary`` and ``description`` are templates.
+
+    ``scope`` are the labels of its series. ``action``: what the daemon may be asked to do about it without a person;
+    only where doing so again and again would do no harm.
+    """
+
+    name: str
+    severity: Severity
+    expr: str
+    wait: float
+    summary: str
+    description: str
+    scope: tuple[str, ...] = ("job", "queue")
+    action: Action | None = None
+
+    @property
+    def runbook_url(self) -> str:
+        return f"{RUNBOOKS}/{self.name}.md"
+
+    @property
+    def dashboard_url(self) -> str:
+        """The dashboard, with its variables set to what the alert is about."""
+        shown = [label for label in self.scope if label in ("job", "instance", "queue")]
+        query = "&".join(f"var-{label}={{{{ $labels.{label} | urlquery }}}}" for label in shown)
+        return f"{GRAFANA}/d/{QUEUES_DASHBOARD}" + (f"?{query}" if query else "")
+
+
+def duration(seconds: float) -> str:
+    """As Prometheus writes it: the largest unit that divides it."""
+    for unit, size in (("h", HOUR), ("m", MINUTE)):
+        if seconds and seconds % size == 0:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
+def _over(threshold: Threshold) -> str:
+    """The range over which a threshold is counted."""
+    assert threshold.within is not None
+    return f"[{duration(threshold.within)}]"
+
+
+def _above(threshold: Threshold) -> str:
+    return f"> {threshold.value:g}"
+
+
+_PAUSED = "max by (job, queue) (cbq_queue_paused) == 1"
+_LONG = duration(thresholds.RATIO_OVER)
+_ATTEMPTS = f"rate(cbq_delivery_attempts_total[{_LONG}])"
+# Those that are cancelled were cut off by a daemon that stops.
+_FAILURES = f'rate(cbq_delivery_failures_total{{kind!="cancelled"}}[{_LONG}])'
+_PENDING_AGE = "job_queue:cbq_pending_age_seconds:max"
+
+
+def _attempts(level: str) -> str:
+    """The name of what is recorded for each ``level``: labels, joined by ``_``."""
+    return f"{level}:cbq_delivery_attempts:rate{_LONG}"
+
+
+def _failure_ratio(level: str) -> str:
+    return f"{level}:cbq_delivery_failures:ratio_rate{_LONG}"
+
+
+RECORDINGS: tuple[Recording, ...] = (
+    Recording(
+        "job_queue_state:cbq_queue_length:max",
+        "max by (job, queue, state) (cbq_queue_length)",
+        "Depth of each state, once for all replicas.",
+    ),
+    Recording(
+        _PENDING_AGE,
+        "max by (job, queue) (\n"
+        '  timestamp(cbq_queue_oldest_timestamp_seconds{state="pending"})\n'
+        '    - cbq_queue_oldest_timestamp_seconds{state="pending"}\n'
+        ")",
+        "How long the oldest callback of pending had waited when it was scraped.",
+    ),
+    Recording(
+        "job_queue:cbq_callbacks_delivered:rate5m",
+        "sum by (job, queue) (rate(cbq_callbacks_delivered_total[5m]))",
+        "Deliveries a second of all replicas.",
+    ),
+    Recording(
+        _attempts("job_queue"),
+        f"sum by (job, queue) ({_ATTEMPTS})",
+        "Attempts a second of all replicas.",
+    ),
+    Recording(
+        _failure_ratio("job_queue"),
+        f"sum by (job, queue) ({_FAILURES})\n/\nsum by (job, queue) ({_ATTEMPTS})",
+        "The share of attempts that failed.",
+    ),
+    Recording(
+        _attempts("job_queue_destination"),
+        f"sum by (job, queue, destination) ({_ATTEMPTS})",
+        "The same for each receiver.",
+    ),
+    Recording(
+        _failure_ratio("job_queue_destination"),
+        f"sum by (job, queue, destination) ({_FAILURES})\n/\nsum by (job, queue, destination) ({_ATTEMPTS})",
+        "The same for each receiver.",
+    ),
+)
+
+
+def _pending_too_old(severity: Severity, threshold: Threshold) -> Alert:
+    return Alert(
+        "CbqOldestPendingTooOld",
+        severity,
+        f"{_PENDING_AGE} {_above(threshold)}\nunless on (job, queue)\n{_PAUSED}",
+        MINUTE,
+        "Callbacks of {{ $labels.queue }} are late",
+        "The oldest callback of {{ $labels.queue }} has waited for {{ $value | humanizeDuration }} "
+        f"(more than {duration(threshold.value)}).",
+    )
+
+
+def _failing(severity: Severity, threshold: Threshold) -> Alert:
+    return Alert(
+        "CbqFailureRatioHigh",
+        severity,
+        f"{_failure_ratio('job_queue')} {_above(threshold)}\n"
+        "and on (job, queue)\n"
+        f"{_attempts('job_queue')} {_above(thresholds.RATIO_NEEDS)}",
+        5 * MINUTE,
+        "Sending callbacks of {{ $labels.queue }} fails",
+        "{{ $value | humanizePercentage }} of the attempts of {{ $labels.queue }} in the last 10 minutes failed "
+        f"(more than {threshold.value:.0%}). They are tried again.",
+    )
+
+
+ALERTS: tuple[Alert, ...] = (
+    # --- is anybody looking? ---------------------------------------------------------------------------
+    Alert(
+        "CbqExporterAbsent",
+        "critical",
+        f'absent(cbq_up)\nunless on ()\nmax(up{{job="{JOB}"}}) == 0',
+        5 * MINUTE,
+        "Nothing reports about callback queues",
+        f"No series cbq_up exists: Prometheus has no target of the job {JOB}, or what answers there is something else. "
+        "Every other Cbq alert is silent meanwhile.",
+        scope=(),
+    ),
+    Alert(
+        "CbqExporterDown",
+        "critical",
+        f'max by (job) (up{{job="{JOB}"}}) == 0',
+        2 * MINUTE,
+        "No cbq-exporter of {{ $labels.job }} can be scraped",
+        "All daemons of {{ $labels.job }} are down or do not answer. Where they dispatch, no callback goes out.",
+        scope=("job",),
+    ),
+    Alert(
+        "CbqReplicaDown",
+        "warning",
+        f'up{{job="{JOB}"}} == 0\nand on (job)\nmax by (job) (up{{job="{JOB}"}}) == 1',
+        5 * MINUTE,
+        "{{ $labels.instance }} cannot be scraped",
+        "Another daemon of {{ $labels.job }} still works; there is one less to take over.",
+        scope=("job", "instance"),
+    ),
+    Alert(
+        "CbqQueueGone",
+        "info",
+        "group by (job, queue) (cbq_queue_info offset 1h)\n"
+        "unless on (job, queue)\n"
+        "cbq_queue_info\n"
+        "and on (job)\n"
+        "cbq_up",
+        5 * MINUTE,
+        "{{ $labels.queue }} is no longer watched",
+        "No daemon of {{ $labels.job }} knows the queue {{ $labels.queue }} any more; an hour ago one did. "
+        "It ends by itself an hour after the queue was removed from the configuration.",
+    ),
+    # --- Redis -----------------------------------------------------------------------------------------
+    Alert(
+        "CbqRedisUnreachable",
+        "critical",
+        "max by (job) (cbq_up) == 0",
+        MINUTE,
+        "Redis does not answer any cbq-exporter of {{ $labels.job }}",
+        "No daemon of {{ $labels.job }} can use Redis: producers most likely cannot either. "
+        "What the queues hold is unknown until it is back.",
+        scope=("job",),
+    ),
+    Alert(
+        "CbqRedisUnreachable",
+        "warning",
+        "cbq_up == 0\nand on (job)\nmax by (job) (cbq_up) == 1",
+        5 * MINUTE,
+        "Redis does not answer {{ $labels.instance }}",
+        "Other daemons of {{ $labels.job }} reach Redis; this one could not take over.",
+        scope=("job", "instance"),
+    ),
+    Alert(
+        "CbqQueueUnreadable",
+        "warning",
+        'max by (job, queue) (cbq_scrape_collector_success{collector="queue"} == 0 and on (job, instance) cbq_up == 1)',
+        2 * MINUTE,
+        "{{ $labels.queue }} cannot be read",
+        "Redis answers, but not about {{ $labels.queue }}: a key of another type, or no permission. "
+        "Its metrics are missing, so no other alert about it can fire.",
+    ),
+    Alert(
+        "CbqRedisMemoryNearLimit",
+        "warning",
+        f"max by (job) (cbq_redis_memory_used_bytes / cbq_redis_memory_max_bytes) {_above(thresholds.REDIS_MEMORY)}",
+        5 * MINUTE,
+        "Redis of {{ $labels.job }} is nearly full",
+        "Redis uses {{ $value | humanizePercentage }} of its maxmemory. Beyond it, producers are refused.",
+        scope=("job",),
+    ),
+    # --- is it delivering? -----------------------------------------------------------------------------
+    Alert(
+        "CbqDeliveryStalled",
+        "critical",
+        "(\n"
+        '  max by (job, queue) (cbq_queue_length{state="pending"})\n'
+        "    + max by (job, queue) (cbq_retry_overdue_callbacks) > 0\n"
+        ")\n"
+        "unless on (job, queue)\n"
+        "time() - max by (job, queue) (cbq_last_send_timestamp_seconds) "
+        f"<= {thresholds.NO_SEND.value:g}\n"
+        f"unless on (job, queue)\n{_PAUSED}",
+        MINUTE,
+        "Nobody sends the callbacks of {{ $labels.queue }}",
+        "{{ $value | humanize }} callbacks of {{ $labels.queue }} wait, and no batch has gone out for more than "
+        f"{duration(thresholds.NO_SEND.value)}.",
+    ),
+    Alert(
+        "CbqNoLeader",
+        "warning",
+        "sum by (job, queue) (max_over_time(cbq_dispatch_leader[2m])) == 0\n"
+        "and on (job, queue)\n"
+        'cbq_queue_info{mode="dispatch"}',
+        2 * MINUTE,
+        "No daemon holds the send lock of {{ $labels.queue }}",
+        "Daemons of {{ $labels.job }} are to dispatch {{ $labels.queue }}, and none has got its send lock for minutes.",
+    ),
+    Alert(
+        "CbqTwoLeaders",
+        "warning",
+        "sum by (job, queue) (cbq_dispatch_leader) > 1",
+        MINUTE,
+        "More than one daemon takes itself for the leader of {{ $labels.queue }}",
+        "{{ $value | humanize }} daemons say that they hold the send lock of {{ $labels.queue }}. "
+        "Scripts check the lock, so nothing is sent twice; but they do not see the same Redis, or one hangs.",
+    ),
+    Alert(
+        "CbqPauseForgotten",
+        "warning",
+        _PAUSED,
+        thresholds.QUEUE_PAUSED.value,
+        "{{ $labels.queue }} is still paused",
+        "Somebody paused {{ $labels.queue }} more than "
+        f"{duration(thresholds.QUEUE_PAUSED.value)} ago. Its callbacks wait.",
+    ),
+    Alert(
+        "CbqDestinationPauseForgotten",
+        "info",
+        "max by (job, queue) (cbq_paused_destinations) > 0",
+        thresholds.DESTINATION_PAUSED.value,
+        "Destinations of {{ $labels.queue }} are still paused",
+        "{{ $value | humanize }} destinations of {{ $labels.queue }} have been paused for more than "
+        f"{duration(thresholds.DESTINATION_PAUSED.value)}. Their callbacks wait in retry.",
+    ),
+    # --- what is late? ---------------------------------------------------------------------------------
+    _pending_too_old("warning", thresholds.OLDEST_PENDING),
+    _pending_too_old("critical", thresholds.OLDEST_PENDING_CRITICAL),
+    Alert(
+        "CbqBacklogTooDeep",
+        "warning",
+        f'max by (job, queue) (cbq_queue_length{{state="pending"}}) {_above(thresholds.BACKLOG)}\n'
+        f"unless on (job, queue)\n{_PAUSED}",
+        5 * MINUTE,
+        "Callbacks of {{ $labels.queue }} pile up",
+        "{{ $value | humanize }} callbacks wait in {{ $labels.queue }} "
+        f"(more than {thresholds.BACKLOG.value:g}, for 5 minutes).",
+    ),
+    # --- who is failing? -------------------------------------------------------------------------------
+    _failing("warning", thresholds.FAILURE_RATIO),
+    _failing("critical", thresholds.FAILURE_RATIO_CRITICAL),
+    Alert(
+        "CbqDestinationFailing",
+        "info",
+        f"{_failure_ratio('job_queue_destination')} {_above(thresholds.DESTINATION_FAILURE_RATIO)}\n"
+        "and on (job, queue, destination)\n"
+        f"{_attempts('job_queue_destination')} {_above(thresholds.RATIO_NEEDS)}",
+        10 * MINUTE,
+        "{{ $labels.destination }} does not take callbacks",
+        "{{ $value | humanizePercentage }} of the attempts to {{ $labels.destination }} failed. "
+        "They are tried again; other receivers are not held up.",
+        scope=("job", "queue", "destination"),
+    ),
+    Alert(
+        "CbqDeadLettersGrowing",
+        "warning",
+        f"sum by (job, queue) (increase(cbq_callbacks_dead_total{_over(thresholds.DEAD_LETTERS)})) "
+        f"{_above(thresholds.DEAD_LETTERS)}",
+        0,
+        "Callbacks of {{ $labels.queue }} are given up",
+        "{{ $value | humanize }} callbacks of {{ $labels.queue }} became dead letters in the last 15 minutes "
+        f"(more than {thresholds.DEAD_LETTERS.value:g}). They are kept, and can be sent again.",
+    ),
+    # --- what has to be healed? ------------------------------------------------------------------------
+    Alert(
+        "CbqStuckItems",
+        "warning",
+        f"max by (job, queue) (cbq_stuck_callbacks) {_above(thresholds.STUCK)}",
+        MINUTE,
+        "Callbacks of {{ $labels.queue }} are stuck in processing",
+        "{{ $value | humanize }} callbacks of {{ $labels.queue }} were claimed by somebody who is gone, "
+        "and are not brought back.",
+        action="recover",
+    ),
+    Alert(
+        "CbqRecoveryIneffective",
+        "warning",
+        f"max by (job, queue) (cbq_recovery_ineffective_callbacks) {_above(thresholds.RECOVERY_INEFFECTIVE)}",
+        5 * MINUTE,
+        "Callbacks of {{ $labels.queue }} get stuck again and again",
+        "{{ $value | humanize }} callbacks of {{ $labels.queue }} were recovered twice or more and are not delivered.",
+    ),
+    Alert(
+        "CbqLockWithoutExpiry",
+        "warning",
+        "max by (job, queue) (cbq_lock_without_expiry) == 1",
+        2 * MINUTE,
+        "The send lock of {{ $labels.queue }} never expires",
+        "Somebody left the send lock of {{ $labels.queue }} without an expiry. "
+        "Until it is released, nobody else sends.",
+        action="unlock",
+    ),
+    Alert(
+        "CbqLockOverheld",
+        "warning",
+        "(\n"
+        "  max by (job, queue) "
+        "(timestamp(cbq_lock_first_seen_timestamp_seconds) - cbq_lock_first_seen_timestamp_seconds)\n"
+        f"    {_above(thresholds.LOCK_HELD)}\n"
+        f"  or max by (job, queue) (cbq_lock_ttl_seconds) {_above(thresholds.LOCK_HELD)}\n"
+        ")\n"
+        "unless on (job, queue)\n"
+        "max by (job, queue) (cbq_dispatch_leader) == 1",
+        MINUTE,
+        "Another worker holds the send lock of {{ $labels.queue }} for too long",
+        "The send lock of {{ $labels.queue }} is held, or will be, for {{ $value | humanizeDuration }} "
+        f"(more than {duration(thresholds.LOCK_HELD.value)}) by a worker that is not one of these daemons.",
+    ),
+    Alert(
+        "CbqLocksForcedOften",
+        "warning",
+        f"sum by (job, queue) (increase(cbq_lock_releases_total{_over(thresholds.LOCKS_FORCED)})) "
+        f"{_above(thresholds.LOCKS_FORCED)}",
+        0,
+        "Send locks of {{ $labels.queue }} are left behind often",
+        "{{ $value | humanize }} send locks of {{ $labels.queue }} had to be released in the last hour "
+        f"(more than {thresholds.LOCKS_FORCED.value:g}): workers die while they send.",
+    ),
+    # --- is the daemon well? ---------------------------------------------------------------------------
+    Alert(
+        "CbqTaskStale",
+        "warning",
+        "(\n"
+        "  timestamp(cbq_task_last_success_timestamp_seconds) - cbq_task_last_success_timestamp_seconds\n"
+        f"    > {thresholds.TASK_INTERVALS.value:g} * cbq_task_interval_seconds + {thresholds.TASK_GRACE.value:g}\n"
+        ")\n"
+        "or\n"
+        "(cbq_task_interval_seconds unless cbq_task_last_success_timestamp_seconds)",
+        2 * MINUTE,
+        "{{ $labels.task }} of {{ $labels.instance }} does not succeed",
+        "The scheduled task {{ $labels.task }} has not succeeded for more than three intervals, or never.",
+        scope=("job", "instance", "task"),
+    ),
+    Alert(
+        "CbqTaskSkipping",
+        "info",
+        f"increase(cbq_task_skipped_total{_over(thresholds.TASKS_SKIPPED)})\n"
+        f"  + increase(cbq_task_missed_total{_over(thresholds.TASKS_SKIPPED)})\n"
+        f"  {_above(thresholds.TASKS_SKIPPED)}",
+        5 * MINUTE,
+        "{{ $labels.task }} of {{ $labels.instance }} is slower than its interval",
+        "{{ $value | humanize }} runs of {{ $labels.task }} were left out in the last 15 minutes.",
+        scope=("job", "instance", "task"),
+    ),
+    Alert(
+        "CbqReloadFailed",
+        "warning",
+        "cbq_config_last_reload_successful == 0",
+        MINUTE,
+        "{{ $labels.instance }} refused its new configuration",
+        "The configuration that was last read is not valid; the old one is still in use, until a restart.",
+        scope=("job", "instance"),
+    ),
+)

@@ -1,0 +1,62 @@
+"""The rule files' text, for ``make docs``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from monitoring.rules import ALERTS, RECORDINGS, Alert, Recording, duration
+
+RECORDING_RULES = "deploy/prometheus/cbq-recording.rules.yml"
+ALERTING_RULES = "deploy/prometheus/cbq-alerts.rules.yml"
+
+_HEAD = (
+    "# Written by `make docs` from monitoring/rules.py: change it there, and thresholds in monitoring/thresholds.py.\n"
+)
+
+
+def recording_rules() -> str:
+    return _file("cbq-recording", map(_recording, RECORDINGS))
+
+
+def alerting_rules() -> str:
+    return _file("cbq-alerts", map(_alert, ALERTS))
+
+
+def _recording(one: Recording) -> dict[str, Any]:
+    return {"record": one.name, "expr": _Expression(one.expr)}
+
+
+def _alert(one: Alert) -> dict[str, Any]:
+    return {
+        "alert": one.name,
+        "expr": _Expression(one.expr),
+        **({"for": duration(one.wait)} if one.wait else {}),
+        "labels": {"severity": one.severity},
+        "annotations": {
+            "summary": one.summary,
+            "description": one.description,
+            "runbook_url": one.runbook_url,
+            "dashboard_url": one.dashboard_url,
+        },
+    }
+
+
+class _Expression(str):
+    """Written as a block, which needs no quotes."""
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Dumper.add_representer(
+    _Expression, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", f"{text}\n", style="|")
+)
+
+
+def _file(group: str, rules: Iterable[dict[str, Any]]) -> str:
+    content = {"groups": [{"name": group, "rules": list(rules)}]}
+    return _HEAD + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)
