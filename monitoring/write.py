@@ -12,9 +12,7 @@ from monitoring.rules import ALERTS, RECORDINGS, Alert, Recording, duration
 RECORDING_RULES = "deploy/prometheus/cbq-recording.rules.yml"
 ALERTING_RULES = "deploy/prometheus/cbq-alerts.rules.yml"
 
-_HEAD = (
-    "# Written by `make docs` from monitoring/rules.py: change it there, and thresholds in monitoring/thresholds.py.\n"
-)
+_HEAD = "# Written by `make docs` from monitoring/rules.py: change it there.\n"
 
 
 def recording_rules() -> str:
