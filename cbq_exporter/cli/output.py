@@ -7,7 +7,6 @@ command itself.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +53,8 @@ def columns() -> int:
     """How wide standard output is."""
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         return _WIDE
+    import shutil
+
     return shutil.get_terminal_size().columns
 
 

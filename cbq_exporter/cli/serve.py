@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import click
@@ -24,4 +25,5 @@ def serve(run: options.Run, config_path: Path | None) -> int:
     loaded = config.load(config_path)
     log = loaded.config.log
     logs.configure("debug" if run.debug else log.level, log.format)
+    gc.set_threshold(*options.USUAL_COLLECTIONS)  # it runs for long: its memory must stay small
     return daemon.run(loaded, debug=run.debug)

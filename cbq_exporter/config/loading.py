@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cbq_exporter.config import document, outline, rules
+from cbq_exporter.config import document, rules
 from cbq_exporter.config.document import Document, DocumentError
 from cbq_exporter.config.kinds import WRITTEN, WRONG
 from cbq_exporter.config.models import Config
@@ -115,6 +115,8 @@ def _finding(detail: Any, *, with_hint: bool) -> Finding:
         return Finding(place, shown_value(value, place), detail["msg"])
     if kind == "extra_forbidden":
         return Finding(place, "an unknown key", _hint(place) if with_hint else "leave it out")
+    from cbq_exporter.config import outline  # only where something is wrong: commands are to be quick
+
     key = outline.find(place)
     if key is None:
         allowed = f"a mapping with keys out of: {', '.join(Config.model_fields)}"
@@ -129,9 +131,11 @@ def _finding(detail: Any, *, with_hint: bool) -> Finding:
 
 def _hint(place: Place) -> str:
     """What may have been meant by an unknown key."""
-    around, name = place[:-1], str(place[-1])
     import difflib
 
+    from cbq_exporter.config import outline
+
+    around, name = place[:-1], str(place[-1])
     known = tuple(outline.section_at(around).model_fields)
     near = difflib.get_close_matches(name[:60].lower().replace("-", "_"), known, n=1)
     if near:

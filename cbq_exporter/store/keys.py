@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+STATS_TTL = 86_400  # seconds after the last change of a counter, as existing tools expect
+
 
 @dataclass(frozen=True, slots=True)
 class QueueKeys:

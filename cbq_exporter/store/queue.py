@@ -28,9 +28,8 @@ from cbq_exporter.model import (
 )
 from cbq_exporter.store import records
 from cbq_exporter.store.connections import MUTATION_TIMEOUT, Connections
-from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.keys import STATS_TTL, QueueKeys
 
-STATS_TTL = 86_400  # seconds after the last change, as existing tools expect
 LAST_SEND_TTL = 60  # seconds, as existing tools expect
 
 # Nobody else is served while a script runs: each ends within 5 ms, unless a single payload takes longer.

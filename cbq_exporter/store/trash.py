@@ -16,8 +16,7 @@ import msgspec
 
 from cbq_exporter.errors import PreconditionChanged
 from cbq_exporter.store.connections import Connections
-from cbq_exporter.store.keys import QueueKeys
-from cbq_exporter.store.queue import STATS_TTL
+from cbq_exporter.store.keys import STATS_TTL, QueueKeys
 
 MOST = 100  # resets kept at the same time
 _BACKSTOP_MS = 10 * 60 * 1000  # by so much the keys outlive the end of their keeping, for upkeep to be first
