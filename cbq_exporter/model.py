@@ -84,6 +84,37 @@ class OperationName(StrEnum):
     PURGE_DEAD = "purge_dead"
     ENQUEUE = "enqueue"
     EXPIRE = "expire"  # of what a reset had moved, at the end of its keeping
+    PAUSE_ALERTS = "pause_alerts"
+    RESUME_ALERTS = "resume_alerts"
+
+
+class AlertAction(StrEnum):
+    """What an alert may cause."""
+
+    RECOVER = "recover"
+    UNLOCK = "unlock"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RETRY_DEAD = "retry_dead"
+
+
+class AlertOutcome(StrEnum):
+    """What becomes of an alert that is received. A closed set: it is a metric label."""
+
+    ACCEPTED = "accepted"  # the action is carried out
+    DRY_RUN = "dry_run"  # accepted, and the route says only to look
+    NOT_NEEDED = "not_needed"  # the store shows nothing to be done
+    DUPLICATE = "duplicate"  # this firing of this alert was accepted before
+    COOLDOWN = "cooldown"
+    CAPPED = "capped"  # max_per_hour
+    PAUSED = "paused"  # a person has paused actions on alerts
+    RESOLVED = "resolved"  # never causes anything
+    UNMATCHED = "unmatched"  # no route fits
+    UNKNOWN_QUEUE = "unknown_queue"  # it names no configured queue
+    OBSERVED = "observed"  # its queue is only observed
+    INVALID = "invalid"  # it lacks what its route needs; or a whole request that cannot be read
+    UNAUTHORIZED = "unauthorized"  # a whole request
+    FAILED = "failed"  # the store could not be asked: Alertmanager is told to try again
 
 
 class FlushReason(StrEnum):

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from cbq_exporter.config import kinds, redis_url
+from cbq_exporter.config import kinds, matchers, redis_url
 from cbq_exporter.config.kinds import DAY, GIB, HOUR, KIB, MIB, MINUTE, SECOND, Kind, Wrong
-from cbq_exporter.model import Mode
+from cbq_exporter.config.matchers import Match
+from cbq_exporter.model import AlertAction, Mode
 
 
 class Section(BaseModel):
@@ -369,34 +370,46 @@ class AlertAuthConfig(Section):
     """Who may post alerts."""
 
     bearer_token_file: Annotated[Path, kinds.path()] | None = Field(
-        None, description="A file with the token that callers must send. Has no effect yet."
+        None,
+        description="A file with the tokens that Alertmanager may send, as web.bearer_token_file has them. "
+        "Needed where there are routes.",
     )
 
 
 class AlertRouteConfig(Section):
-    """Which alert causes which action. Not available yet."""
+    """Which alert causes which action. The first route whose match fits an alert decides; those after it do not."""
 
-    match: dict[
-        Annotated[str, kinds.text(r"[A-Za-z_]\w*", "a label name")],
-        Annotated[str, kinds.text(r"[^\0]{1,500}", "a text")],
-    ] = Field(examples=[{"alertname": "CbqStuckItems"}], description="Labels that an alert must have.")
-    action: Annotated[Literal["recover", "unlock"], kinds.choice("recover", "unlock")] = Field(
-        examples=["recover"], description="What to do."
+    match: Annotated[Match, matchers.match()] = Field(
+        examples=[{"alertname": "CbqStuckCallbacks"}],
+        description="The labels that an alert must have. A list of matchers may also say !=, =~ and !~.",
+    )
+    action: Annotated[AlertAction, kinds.choice(*AlertAction)] = Field(
+        examples=["recover"],
+        description="What to do: recover what is stuck, unlock what is stale, pause, resume or retry_dead.",
+    )
+    queue: Annotated[str, kinds.queue_name()] | None = Field(
+        None, description="The queue to do it to. Null: the one that the alert's label queue names."
+    )
+    scope: Annotated[Literal["queue", "destination"], kinds.choice("queue", "destination")] = Field(
+        "queue",
+        description="destination is only the one that the alert's label destination names; queue is all of it.",
     )
     cooldown: Annotated[float, kinds.duration(0, DAY)] = Field(
-        5 * MINUTE, description="The least time between two actions."
+        5 * MINUTE, description="The least time between two actions of this route on one queue."
     )
-    max_per_hour: Annotated[int, kinds.whole(1, 3600)] = Field(6, description="The most actions in an hour.")
-    dry_run: Annotated[bool, kinds.flag()] = Field(False, description="true only records what would be done.")
+    max_per_hour: Annotated[int, kinds.whole(1, 3600)] = Field(
+        6, description="The most actions of this route on one queue in an hour."
+    )
+    dry_run: Annotated[bool, kinds.flag()] = Field(
+        False, description="true only writes into the audit what would be done."
+    )
 
 
 class AlertsConfig(Section):
     """Actions on Alertmanager's webhooks."""
 
     auth: AlertAuthConfig = AlertAuthConfig()
-    routes: tuple[AlertRouteConfig, ...] = Field(
-        (), description="Which alert causes which action. Not available yet: leave it empty."
-    )
+    routes: tuple[AlertRouteConfig, ...] = Field((), description="Which alert causes which action.")
 
 
 class Config(Section):

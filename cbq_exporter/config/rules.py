@@ -13,7 +13,7 @@ from cbq_exporter.config.kinds import MINUTE, SECOND, write_duration
 from cbq_exporter.config.models import Config, QueueConfig, RendererBody, TemplateBody
 from cbq_exporter.config.places import Finding, Place, shown
 from cbq_exporter.errors import Problem
-from cbq_exporter.model import Mode
+from cbq_exporter.model import AlertAction, Mode
 
 LEASE_MARGIN = 1 * SECOND  # what a lease must have beyond the delivery timeout
 WORKERS_RETRY_WINDOW = 2 * MINUTE  # existing workers try a callback again for about this long
@@ -24,7 +24,10 @@ _UNAVAILABLE = "is not available yet in this version"
 _OWN_KEYS = (
     *("leases", "retry", "dead", "records", "payloads", "returned", "fence", "sightings", "lock_seen", "daemons"),
     *("audit", "trash", "trash_notes", "paused", "answers"),
+    *("alerts", "alert_times", "alerts_open", "alerts_turn", "alerts_paused"),
 )
+
+_FOR_DESTINATIONS = (AlertAction.PAUSE, AlertAction.RESUME, AlertAction.RETRY_DEAD)
 
 Rule = Callable[[Config], Iterator[Finding]]
 QueueRule = Callable[[Place, QueueConfig], Iterator[Finding]]
@@ -184,24 +187,43 @@ def refuse_shared_keys(config: Config) -> Iterator[Finding]:
 
 
 def refuse_unavailable(config: Config) -> Iterator[Finding]:
-    """What this version does not have yet: `web.config_file` and `alerts.routes`."""
+    """What this version does not have yet: `web.config_file`."""
     if config.web.config_file is not None:
         yield _unavailable(("web", "config_file"), "a file", "leave it null")
-    if config.alerts.routes:
-        yield _unavailable(("alerts", "routes"), "routes", "leave it empty")
 
 
 def refuse_open_mutation(config: Config) -> Iterator[Finding]:
-    """Actions on alerts (`alerts.routes`) on an address that others can reach, without `alerts.auth`. (The API
-    changes nothing at any address without `web.bearer_token_file`.)"""
-    if config.alerts.routes and config.alerts.auth.bearer_token_file is None and not config.web.is_loopback:
+    """Actions on alerts (`alerts.routes`) without `alerts.auth.bearer_token_file`, at any address. (The API changes
+    nothing at any address without `web.bearer_token_file`.)"""
+    if config.alerts.routes and config.alerts.auth.bearer_token_file is None:
         yield Finding(
             ("alerts", "auth", "bearer_token_file"),
             "null",
-            "mutation needs authentication: name a token file, or set web.listen_address "
-            f"({config.web.listen_address}) to a loopback address such as 127.0.0.1:9847",
-            (("web", "listen_address"), ("alerts", "routes")),
+            "mutation needs authentication: name a file with the token that Alertmanager sends",
+            (("alerts", "routes"),),
         )
+
+
+def refuse_unfit_routes(config: Config) -> Iterator[Finding]:
+    """A route of alerts to a queue that is not configured or only observed, or that no queue could follow; and
+    `scope: destination` with another action than pause, resume and retry_dead."""
+    modes = {queue.name: queue.mode for queue in config.queues}
+    changed = [name for name, mode in modes.items() if mode is not Mode.OBSERVE]
+    for position, route in enumerate(config.alerts.routes):
+        at: Place = ("alerts", "routes", position)
+        if route.queue is not None and route.queue not in modes:
+            yield Finding((*at, "queue"), repr(route.queue), f"must be a configured queue: {', '.join(modes)}")
+        elif route.queue is not None and route.queue not in changed:
+            yield Finding((*at, "queue"), repr(route.queue), "its mode is observe: nothing of it is ever changed")
+        elif not changed:
+            yield Finding((*at, "action"), str(route.action), "every queue is in mode observe: nothing is ever changed")
+        if route.scope == "destination" and route.action not in _FOR_DESTINATIONS:
+            yield Finding(
+                (*at, "scope"),
+                "destination",
+                f"must be queue with {route.action}: only {', '.join(_FOR_DESTINATIONS)} know destinations",
+                ((*at, "action"),),
+            )
 
 
 # --- warned about --------------------------------------------------------------------------------
@@ -242,10 +264,9 @@ def warn_clear_password(config: Config) -> Iterator[Finding]:
 
 
 def warn_unused_token(config: Config) -> Iterator[Finding]:
-    """An `alerts.auth.bearer_token_file`: it has no effect yet."""
-    if config.alerts.auth.bearer_token_file is not None:
-        place: Place = ("alerts", "auth", "bearer_token_file")
-        yield Finding(place, "has no effect yet", "alerts are not received in this version")
+    """An `alerts.auth.bearer_token_file` without `alerts.routes`: alerts are received, and nothing is done."""
+    if config.alerts.auth.bearer_token_file is not None and not config.alerts.routes:
+        yield Finding(("alerts", "routes"), "is empty", "alerts are received, and nothing is done")
 
 
 RULES: tuple[Rule, ...] = (
@@ -254,6 +275,7 @@ RULES: tuple[Rule, ...] = (
     refuse_shared_keys,
     refuse_unavailable,
     refuse_open_mutation,
+    refuse_unfit_routes,
 )
 QUEUE_RULES: tuple[QueueRule, ...] = (
     refuse_short_lease,

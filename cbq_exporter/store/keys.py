@@ -33,6 +33,11 @@ class QueueKeys:
     trash_notes: str  # hash: id of a reset to JSON
     paused: str  # hash: "" (the queue) or a destination to JSON
     answers: str  # sorted set: id of a kept answer of the API by the end of its keeping, ms
+    alerts: str  # hash: id of an alert to "<state> <times taken> <JSON>"
+    alert_times: str  # sorted set: id of an alert by the time it was admitted, ms
+    alerts_open: str  # sorted set: id of an alert that is still to be acted on, by the same time
+    alerts_turn: str  # string: token of who is acting on one; expires
+    alerts_paused: str  # string: JSON; may expire
 
     @classmethod
     def of(
@@ -69,11 +74,20 @@ class QueueKeys:
             trash_notes=f"{prefix}:trash_notes",
             paused=f"{prefix}:paused",
             answers=f"{prefix}:answers",
+            alerts=f"{prefix}:alerts",
+            alert_times=f"{prefix}:alert_times",
+            alerts_open=f"{prefix}:alerts_open",
+            alerts_turn=f"{prefix}:alerts_turn",
+            alerts_paused=f"{prefix}:alerts_paused",
         )
 
     def answer_of(self, answer_id: str) -> str:
         """string: JSON of one kept answer; expires."""
         return f"{self.answers}:{answer_id}"
+
+    def actions_of(self, route: str) -> str:
+        """sorted set: "<id of an alert>:<ms>" by the time it was admitted, ms, for one route; expires."""
+        return f"{self.alerts}:{route}"
 
     def all(self) -> tuple[str, ...]:
         return tuple(getattr(self, field.name) for field in fields(self))

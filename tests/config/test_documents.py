@@ -52,7 +52,7 @@ def test_the_shipped_file_has_every_key_explained(refused: Refused) -> None:
     assert paths == list(outline.paths())
     assert [line.partition(": ")[2].partition(": ")[0] for line in refused(everything)] == [
         "queues[0].delivery.coalesce",
-        "alerts.routes",
+        "alerts.auth.bearer_token_file",
     ]
 
 
