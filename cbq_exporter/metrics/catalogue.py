@@ -5,6 +5,7 @@ Base units, timestamps rather than ages, unknown is absent. No URL, error text, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,10 @@ TASK_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60)
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """One metric. ``name`` is without the prefix; ``help`` is what ``/metrics`` says, ``why`` what it is good for."""
+    """One metric. ``name`` is without the prefix; ``help`` is what ``/metrics`` says, ``why`` what it is good for.
+
+    A histogram has exemplars, in OpenMetrics, of what was no less than ``exemplars_from``, in its unit.
+    """
 
     name: str
     type: Literal["counter", "gauge", "histogram"]
@@ -29,6 +33,7 @@ class Definition:
     help: str
     why: str
     buckets: tuple[float, ...] = ()
+    exemplars_from: float = math.inf
 
     @property
     def full_name(self) -> str:
@@ -232,6 +237,7 @@ CATALOGUE: tuple[Definition, ...] = (
         "How long an attempt took, connecting included.",
         "Slow receivers.",
         DURATION_BUCKETS,
+        exemplars_from=1.0,
     ),
     Definition(
         "delivery_lag_seconds",
@@ -240,6 +246,7 @@ CATALOGUE: tuple[Definition, ...] = (
         "From the producer's enqueue to the delivery.",
         "What the clients feel.",
         LAG_BUCKETS,
+        exemplars_from=10.0,  # late by the software that this replaces
     ),
     Definition(
         "batch_size_callbacks",

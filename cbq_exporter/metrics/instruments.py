@@ -6,29 +6,18 @@ that the first event is seen by ``rate()``. All of it may be used from any threa
 
 from __future__ import annotations
 
-import math
 import threading
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import accumulate
+from functools import partial
 from typing import TypeVar
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    GCCollector,
-    ProcessCollector,
-    disable_created_metrics,
-)
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, disable_created_metrics
 
 from cbq_exporter import __version__
-from cbq_exporter.metrics.catalogue import Definition, definition
+from cbq_exporter.metrics.catalogue import definition
+from cbq_exporter.metrics.series import Distribution, Number, Numbers, Observed
 from cbq_exporter.model import (
     Actor,
     DeadReason,
@@ -50,90 +39,6 @@ _MOST_REFUSED = 10_000  # names remembered only to count them
 _Word = TypeVar("_Word", bound=StrEnum)
 
 
-class LateGauge(Collector):
-    """A gauge that is absent until it is set: what is not known yet must not read as 0."""
-
-    def __init__(self, of: Definition, registry: CollectorRegistry) -> None:
-        self._of = of
-        self._values: dict[tuple[str, ...], float] = {}
-        registry.register(self)
-
-    def labels(self, *values: str) -> LateValue:
-        return LateValue(self._values, values)
-
-    def set(self, value: float) -> None:
-        """For the one without labels."""
-        self._values[()] = value
-
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        return [GaugeMetricFamily(self._of.full_name, self._of.help, labels=self._of.labels, unit=self._of.unit)]
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        (family,) = self.describe()
-        for values, value in self._values.copy().items():
-            family.add_metric(values, value)
-        return [family]
-
-
-@dataclass(frozen=True, slots=True)
-class LateValue:
-    """One series of a LateGauge."""
-
-    _all: dict[tuple[str, ...], float]
-    _labels: tuple[str, ...]
-
-    def set(self, value: float) -> None:
-        self._all[self._labels] = value
-
-
-class Distribution(Collector):
-    """A histogram of many observations at once: some are made for each callback, and the library's costs 2 µs each.
-
-    Written from one thread only, the event loop's.
-    """
-
-    def __init__(self, of: Definition, registry: CollectorRegistry) -> None:
-        self._of = of
-        self._series: dict[tuple[str, ...], Observed] = {}
-        registry.register(self)
-
-    def labels(self, *values: str) -> Observed:
-        """The same one for the same labels; it starts at zero."""
-        return self._series.setdefault(values, Observed(self._of.buckets))
-
-    def describe(self) -> Iterable[HistogramMetricFamily]:
-        return [HistogramMetricFamily(self._of.full_name, self._of.help, labels=self._of.labels, unit=self._of.unit)]
-
-    def collect(self) -> Iterable[HistogramMetricFamily]:
-        (family,) = self.describe()
-        for values, observed in self._series.copy().items():
-            family.add_metric(values, observed.cumulated(), observed.sum)
-        return [family]
-
-
-class Observed:
-    """One series of a Distribution."""
-
-    __slots__ = ("_bounds", "_counts", "sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = tuple(bounds)
-        self._counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, *amounts: float) -> None:
-        """``amounts`` in the unit of the metric."""
-        bounds, counts = self._bounds, self._counts
-        for amount in amounts:
-            counts[bisect_left(bounds, amount)] += 1
-        self.sum += math.fsum(amounts)
-
-    def cumulated(self) -> list[tuple[str, float]]:
-        """Upper bounds, as text, and how many were observed up to there."""
-        names = [*map(floatToGoString, self._bounds), "+Inf"]
-        return list(zip(names, map(float, accumulate(self._counts)), strict=True))
-
-
 @dataclass(frozen=True, slots=True)
 class DestinationInstruments:
     """One destination of one queue.
@@ -142,11 +47,11 @@ class DestinationInstruments:
     ``in_flight`` may be shared with other destinations: use ``inc`` and ``dec``, never ``set``.
     """
 
-    attempts: Counter
-    failures: Mapping[FailureKind, Counter]
+    attempts: Number
+    failures: Mapping[FailureKind, Number]
     duration: Observed
-    in_flight: Gauge
-    throttled: Counter
+    in_flight: Number
+    throttled: Number
 
 
 class _Destinations:
@@ -195,19 +100,19 @@ class _Destinations:
 class QueueInstruments:
     """One queue. ``lag`` is in seconds, never negative; ``fenced`` is by operation: claim, settle, extend."""
 
-    enqueued: Counter
-    delivered: Counter
-    dead: Mapping[DeadReason, Counter]
-    retried: Mapping[FailureKind, Counter]
-    flushes: Mapping[FlushReason, Counter]
+    enqueued: Number
+    delivered: Number
+    dead: Mapping[DeadReason, Number]
+    retried: Mapping[FailureKind, Number]
+    flushes: Mapping[FlushReason, Number]
     batch_size: Observed
     lag: Observed
-    recovered: Mapping[Trigger, Counter]
-    recovery_ineffective: LateValue
-    lock_releases: Mapping[ReleaseReason, Counter]
-    lock_release_aborts: Counter
-    fenced: Mapping[str, Counter]
-    leader: Gauge
+    recovered: Mapping[Trigger, Number]
+    recovery_ineffective: Number
+    lock_releases: Mapping[ReleaseReason, Number]
+    lock_release_aborts: Number
+    fenced: Mapping[str, Number]
+    leader: Number
     _destinations: _Destinations
 
     def destination(self, name: str) -> DestinationInstruments:
@@ -222,13 +127,13 @@ class TaskInstruments:
     The two of them can only be ``set``, and are absent until then.
     """
 
-    runs: Counter
-    failures: Counter
-    missed: Counter
-    skipped: Counter
+    runs: Number
+    failures: Number
+    missed: Number
+    skipped: Number
     duration: Observed
-    last_success: LateValue
-    interval: LateValue
+    last_success: Number
+    interval: Number
 
 
 class Instruments:
@@ -239,21 +144,37 @@ class Instruments:
         self.registry = CollectorRegistry()
         self._families = families = _Families(self.registry)
         families.build_info.labels(__version__, revision).set(1)
-        families.destination_series_limit.set(max_destinations)
+        families.destination_series_limit.labels().set(max_destinations)
         self._redis_errors = {kind: families.redis_errors.labels(kind) for kind in (*ERROR_KINDS, OTHER)}
-        self._queues = {name: families.queue(name, max_destinations) for name in queues}
+        self._max_destinations = max_destinations
+        self._queues: dict[str, QueueInstruments] = {}
+        for name in queues:
+            self.queue(name)
         self._tasks: dict[str, TaskInstruments] = {}
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
     def queue(self, name: str) -> QueueInstruments:
+        """The same one for the same name; its series begin with the first call."""
+        if name not in self._queues:
+            self._queues[name] = self._families.queue(name, self._max_destinations)
         return self._queues[name]
+
+    def forget_queue(self, name: str) -> None:
+        """Its series end; nothing may be counted for it meanwhile."""
+        self._queues.pop(name, None)
+        self._families.forget("queue", name)
 
     def task(self, name: str) -> TaskInstruments:
         """The same one for the same name; its series begin with the first call."""
         if name not in self._tasks:
             self._tasks[name] = self._families.task(name)
         return self._tasks[name]
+
+    def forget_task(self, name: str) -> None:
+        """Its series end."""
+        self._tasks.pop(name, None)
+        self._families.forget("task", name)
 
     def operation_ended(self, operation: str, actor: Actor, result: Result) -> None:
         """One of an operation's name that is not known is not counted."""
@@ -265,28 +186,29 @@ class Instruments:
 
     def config_reloaded(self, ok: bool, at: float) -> None:
         """``at`` in epoch seconds. Reading it at the start counts too."""
-        self._families.reload_successful.set(float(ok))
+        self._families.reload_successful.labels().set(float(ok))
         if ok:
-            self._families.reload_success_at.set(at)
+            self._families.reload_success_at.labels().set(at)
 
 
 class _Families:
-    """One family of the client library for each instrument of the catalogue."""
+    """One family for each instrument of the catalogue."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str) -> Counter:
-            of = definition(name)
-            return Counter(of.full_name, of.help, of.labels, registry=registry)
+        self._all: list[Numbers | Distribution] = []
 
-        def gauge(name: str) -> Gauge:
-            of = definition(name)
-            return Gauge(of.full_name, of.help, of.labels, unit=of.unit, registry=registry)
+        def number(name: str, *, late: bool = False) -> Numbers:
+            made = Numbers(definition(name), registry, late=late)
+            self._all.append(made)
+            return made
 
         def histogram(name: str) -> Distribution:
-            return Distribution(definition(name), registry)
+            made = Distribution(definition(name), registry)
+            self._all.append(made)
+            return made
 
-        def late(name: str) -> LateGauge:
-            return LateGauge(definition(name), registry)
+        counter = gauge = number  # the catalogue says which it is
+        late = partial(number, late=True)
 
         self.build_info = gauge("build_info")
         self.enqueued = counter("callbacks_enqueued_total")
@@ -327,8 +249,12 @@ class _Families:
         self.reload_successful = late("config_last_reload_successful")
         self.reload_success_at = late("config_last_reload_success_timestamp_seconds")
 
+    def forget(self, label: str, value: str) -> None:
+        for family in self._all:
+            family.forget(label, value)
+
     def queue(self, name: str, max_destinations: int) -> QueueInstruments:
-        def each(family: Counter, words: type[_Word]) -> dict[_Word, Counter]:
+        def each(family: Numbers, words: type[_Word]) -> dict[_Word, Number]:
             return {word: family.labels(name, word) for word in words}
 
         self.duration.labels(name)

@@ -1,0 +1,172 @@
+"""Counters, gauges and histograms with many series, of which few change between two scrapes.
+
+A sample is made anew only where its number has changed; else a scrape gets the very same object again, and whoever
+writes it can tell by that. The client library's own children make each sample anew, at 3 µs each. All of it may be
+used from any thread, except where it says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from abc import abstractmethod
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Generic, Protocol, TypeVar
+
+from prometheus_client.core import Exemplar, Metric, Sample
+from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.utils import floatToGoString
+
+from cbq_exporter.metrics.catalogue import Definition
+
+_Labels = dict[str, str]
+
+
+class _Series(Protocol):
+    def samples(self) -> Sequence[Sample]: ...
+
+
+_AnySeries = TypeVar("_AnySeries", bound=_Series)
+
+
+class _Family(Collector, Generic[_AnySeries]):
+    """The series of one metric, by the values of their labels."""
+
+    def __init__(self, of: Definition, registry: CollectorRegistry) -> None:
+        self._of = of
+        # The client library writes a counter's suffix itself.
+        self._name = of.full_name.removesuffix("_total")
+        self._series: dict[tuple[str, ...], _AnySeries] = {}
+        self._lock = threading.Lock()
+        registry.register(self)
+
+    def labels(self, *values: str) -> _AnySeries:
+        """The same one for the same values."""
+        found = self._series.get(values)
+        if found is None:
+            with self._lock:
+                found = self._series.setdefault(values, self._make(dict(zip(self._of.labels, values, strict=True))))
+        return found
+
+    def forget(self, label: str, value: str) -> None:
+        """All series whose ``label`` is ``value``, from the next scrape on; none where there is no such label."""
+        if label in self._of.labels:
+            place = self._of.labels.index(label)
+            with self._lock:
+                self._series = {key: one for key, one in self._series.items() if key[place] != value}
+
+    def describe(self) -> Iterable[Metric]:
+        return [Metric(self._name, self._of.help, self._of.type, self._of.unit)]
+
+    def collect(self) -> Iterable[Metric]:
+        (family,) = self.describe()
+        family.samples = [sample for series in list(self._series.values()) for sample in series.samples()]
+        return [family]
+
+    @abstractmethod
+    def _make(self, labels: _Labels) -> _AnySeries: ...
+
+
+class Numbers(_Family["Number"]):
+    """A counter or a gauge. Its series are 0 from the beginning; ``late`` ones are absent until they are set: what is
+    not known yet must not read as 0.
+    """
+
+    def __init__(self, of: Definition, registry: CollectorRegistry, *, late: bool = False) -> None:
+        super().__init__(of, registry)
+        self._first = None if late else 0.0
+
+    def _make(self, labels: _Labels) -> Number:
+        return Number(self._of.full_name, labels, self._first, self._lock)
+
+
+class Number:
+    """One series of Numbers."""
+
+    __slots__ = ("_labels", "_lock", "_name", "_samples", "_value")
+
+    def __init__(self, name: str, labels: _Labels, value: float | None, lock: threading.Lock) -> None:
+        self._name = name
+        self._labels = labels
+        self._value = value
+        self._lock = lock
+        self._samples: tuple[Sample, ...] = ()
+
+    def set(self, value: float | None) -> None:
+        """None: it is not known any more."""
+        self._value = value
+
+    def inc(self, amount: float = 1.0) -> None:
+        with self._lock:
+            self._value = (self._value or 0.0) + amount
+
+    def samples(self) -> tuple[Sample, ...]:
+        value, last = self._value, self._samples
+        if value is None:
+            last = ()
+        elif not last or last[0].value != value:
+            last = (Sample(self._name, self._labels, float(value)),)
+        self._samples = last
+        return last
+
+
+class Distribution(_Family["Observed"]):
+    """A histogram of many observations at once: some are made for each callback, and the library's costs 2 µs each."""
+
+    def _make(self, labels: _Labels) -> Observed:
+        return Observed(self._of, labels)
+
+
+class Observed:
+    """One series of a Distribution. Written from one thread only, the event loop's.
+
+    Each bucket keeps the latest exemplar of what was no less than the definition's ``exemplars_from``.
+    """
+
+    __slots__ = ("_bounds", "_changed", "_counts", "_exemplars", "_exemplars_from", "_samples", "_sum")
+
+    def __init__(self, of: Definition, labels: _Labels) -> None:
+        self._bounds = of.buckets
+        self._counts = [0] * (len(of.buckets) + 1)
+        self._sum = 0.0
+        self._exemplars: dict[int, Exemplar] = {}  # by the place of the bucket
+        self._exemplars_from = of.exemplars_from
+        self._changed = False
+        name = of.full_name
+        bounds = [*map(floatToGoString, of.buckets), "+Inf"]
+        self._samples = [Sample(f"{name}_bucket", {**labels, "le": bound}, 0.0) for bound in bounds]
+        self._samples += [Sample(f"{name}_count", labels, 0.0), Sample(f"{name}_sum", labels, 0.0)]
+
+    def observe(self, *amounts: float) -> None:
+        """``amounts`` in the unit of the metric."""
+        bounds, counts = self._bounds, self._counts
+        for amount in amounts:
+            counts[bisect_left(bounds, amount)] += 1
+        self._sum += math.fsum(amounts)
+        self._changed = True
+
+    def exemplify(self, amount: float, labels: _Labels, at: float) -> None:
+        """Whose an observed ``amount`` was, and when (epoch seconds). Not kept where it was small."""
+        if amount >= self._exemplars_from:
+            self._exemplars[bisect_left(self._bounds, amount)] = Exemplar(labels, amount, at)
+            self._changed = True
+
+    def samples(self) -> Sequence[Sample]:
+        """Cumulated, as the format has it."""
+        if self._changed:
+            self._changed = False  # before reading: what comes meanwhile is for the next scrape
+            counts = [float(count) for count in accumulate(self._counts)]
+            values = [*counts, counts[-1], self._sum]
+            self._samples = [
+                self._current(sample, value, self._exemplars.get(place))
+                for place, (sample, value) in enumerate(zip(self._samples, values, strict=True))
+            ]
+        return self._samples
+
+    @staticmethod
+    def _current(last: Sample, value: float, exemplar: Exemplar | None) -> Sample:
+        if last.value == value and last.exemplar is exemplar:
+            return last
+        return Sample(last.name, last.labels, value, exemplar=exemplar)
