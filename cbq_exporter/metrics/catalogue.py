@@ -326,6 +326,20 @@ CATALOGUE: tuple[Definition, ...] = (
         "Every action is accounted for.",
     ),
     Definition(
+        "alerts_received_total",
+        "counter",
+        ("outcome",),
+        "Alerts received by the webhook, by what became of them; requests that were refused as a whole count as one.",
+        "Every alert is accounted for.",
+    ),
+    Definition(
+        "alerts_truncated_total",
+        "counter",
+        (),
+        "Alerts that Alertmanager left out of what it sent.",
+        "A max_alerts that is too low.",
+    ),
+    Definition(
         "fenced_total",
         "counter",
         ("queue", "operation"),

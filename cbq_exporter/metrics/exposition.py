@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from itertools import chain
 
 from prometheus_client import exposition as plain
-from prometheus_client.core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.registry import Collector, CollectorRegistry
 
 from cbq_exporter.metrics.families import families
 from cbq_exporter.metrics.instruments import Instruments
+from cbq_exporter.metrics.lines import END, Lines
 from cbq_exporter.model import Snapshot
 
 OPENMETRICS = openmetrics.CONTENT_TYPE_LATEST
 PLAIN = plain.CONTENT_TYPE_PLAIN_0_0_4
 
 
-def render(instruments: Instruments, snapshot: Snapshot, accept: str | None) -> tuple[bytes, str]:
-    """The body and its content type. ``accept`` is the request's header; any text at all is answered."""
-    content_type = choose(accept)
-    write = openmetrics.generate_latest if content_type == OPENMETRICS else plain.generate_latest
-    return write(_Joined(snapshot, instruments.registry)), content_type
+class Exposition:
+    """Writes the scrapes of one daemon, and remembers what it wrote: most of it is the same the next time."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._registry = instruments.registry
+        self._lines = {OPENMETRICS: Lines(openmetrics.generate_latest), PLAIN: Lines(plain.generate_latest)}
+
+    def body(self, snapshot: Snapshot, content_type: str) -> bytes:
+        """``content_type`` is what ``choose`` gave. May be called from any thread."""
+        text = self._lines[content_type].text(chain(families(snapshot), self._registry.collect()))
+        return f"{text}{END if content_type == OPENMETRICS else ''}".encode()
 
 
 def choose(accept: str | None) -> str:
@@ -50,15 +54,3 @@ def _weight(parameters: dict[str, str]) -> float:
     except ValueError:
         return 0.0
     return weight if 0 <= weight <= 1 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Joined(Collector):
-    """A registry for one scrape."""
-
-    snapshot: Snapshot
-    registry: CollectorRegistry
-
-    def collect(self) -> Iterable[Metric]:
-        yield from families(self.snapshot)
-        yield from self.registry.collect()

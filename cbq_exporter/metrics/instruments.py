@@ -20,6 +20,7 @@ from cbq_exporter.metrics.catalogue import definition
 from cbq_exporter.metrics.series import Distribution, Number, Numbers, Observed
 from cbq_exporter.model import (
     Actor,
+    AlertOutcome,
     DeadReason,
     FailureKind,
     FlushReason,
@@ -181,6 +182,12 @@ class Instruments:
         if operation in _OPERATION_NAMES:
             self._families.operations.labels(operation, actor.trigger, result).inc()
 
+    def alert_received(self, outcome: AlertOutcome) -> None:
+        self._families.alerts_received.labels(outcome).inc()
+
+    def alerts_truncated(self, count: int) -> None:
+        self._families.alerts_truncated.inc(count)
+
     def redis_error(self, kind: str) -> None:
         self._redis_errors.get(kind, self._redis_errors[OTHER]).inc()
 
@@ -236,6 +243,10 @@ class _Families:
                 for result in Result:
                     if result is not Result.STARTED:
                         self.operations.labels(operation, trigger, result)
+        self.alerts_received = counter("alerts_received_total")
+        for outcome in AlertOutcome:
+            self.alerts_received.labels(outcome)
+        self.alerts_truncated = counter("alerts_truncated_total")
         self.fenced = counter("fenced_total")
         self.leader = gauge("dispatch_leader")
         self.task_runs = counter("task_runs_total")

@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import web
 
 from cbq_exporter.config.models import Config
-from cbq_exporter.metrics.exposition import choose, render
+from cbq_exporter.metrics.exposition import Exposition, choose
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import Snapshot
 from cbq_exporter.web import expect, openapi, problems
@@ -96,6 +96,7 @@ def deadline(header: str | None) -> float:
 class _Handlers:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._exposition = Exposition(backend.instruments)
         self._rendering: dict[tuple[str, bool], tuple[Snapshot, asyncio.Task[bytes]]] = {}
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -149,7 +150,7 @@ class _Handlers:
         return await asyncio.shield(task)
 
     def _render(self, snapshot: Snapshot, content_type: str, packed: bool) -> bytes:
-        body, _ = render(self._backend.instruments, snapshot, content_type)
+        body = self._exposition.body(snapshot, content_type)
         return gzip.compress(body, compresslevel=1, mtime=0) if packed else body
 
     def _forget(self, key: tuple[str, bool], done: asyncio.Task[bytes]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cbq_exporter.metrics.exposition import render
+from cbq_exporter.metrics.exposition import PLAIN, Exposition
 from tests.metrics.snapshots import MIXED, counted
 
 FILE = Path(__file__).with_name("golden.prom")
@@ -12,7 +12,7 @@ _OTHERS = ("process_", "python_")  # the process's own: their values change with
 
 
 def text() -> str:
-    body, _ = render(counted(), MIXED, None)
+    body = Exposition(counted()).body(MIXED, PLAIN)
     return "".join(line for line in body.decode().splitlines(keepends=True) if not _is_other(line))
 
 

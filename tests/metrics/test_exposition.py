@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
+from prometheus_client import exposition as plain
 from prometheus_client.core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from cbq_exporter.metrics.catalogue import CATALOGUE, PREFIX, markdown
-from cbq_exporter.metrics.exposition import OPENMETRICS, PLAIN, choose, render
+from cbq_exporter.metrics.exposition import OPENMETRICS, PLAIN, Exposition, choose
 from cbq_exporter.metrics.families import families
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import LockView, Mode, QueueView, Snapshot
@@ -27,7 +33,7 @@ PROMETHEUS_3 = (
 
 def parsed(snapshot: Snapshot, instruments: Instruments | None = None) -> dict[str, Metric]:
     """By the strict parser, which refuses clashing names, samples out of place and wrong units."""
-    body, _ = render(instruments or counted(), snapshot, OPENMETRICS)
+    body = Exposition(instruments or counted()).body(snapshot, OPENMETRICS)
     metrics = text_string_to_metric_families(body.decode())  # type: ignore[no-untyped-call]
     return {metric.name: metric for metric in metrics}
 
@@ -41,7 +47,7 @@ def test_promtool_has_nothing_to_say(snapshot: Snapshot) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         skip_or_fail("promtool is needed")
-    body, _ = render(counted(), snapshot, None)
+    body = Exposition(counted()).body(snapshot, PLAIN)
     done = subprocess.run([promtool, "check", "metrics"], input=body, capture_output=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
@@ -118,13 +124,71 @@ def test_unknown_is_absent_and_a_free_lock_is_zero() -> None:
 )
 def test_the_format_is_negotiated_and_no_header_is_an_error(accept: str | None, expected: str) -> None:
     assert choose(accept) == expected
-    body, content_type = render(counted(), MIXED, accept)
-    assert content_type == expected
-    assert body.endswith(b"# EOF\n") == (expected == OPENMETRICS)
+
+
+@pytest.mark.parametrize("content_type", [OPENMETRICS, PLAIN])
+def test_each_format_ends_as_it_has_to(content_type: str) -> None:
+    body = Exposition(counted()).body(MIXED, content_type)
+    assert body.endswith(b"\n# EOF\n") == (content_type == OPENMETRICS)
+
+
+@pytest.mark.parametrize("content_type", [OPENMETRICS, PLAIN])
+def test_what_is_remembered_between_scrapes_changes_nothing(content_type: str) -> None:
+    """Whatever came, went or was counted meanwhile, the text is what the library writes of all of it."""
+    instruments, dice = counted(), random.Random(5)
+    exposition = Exposition(instruments)
+    for number in range(60):
+        happen(instruments, dice, number)
+        views = dice.sample(MIXED.queues, dice.randrange(5))
+        snapshot = dice.choice([MIXED, DOWN, replace(MIXED, queues=tuple(views), duration=dice.random())])
+        body = exposition.body(snapshot, content_type)
+        whole = of_the_library([*families(snapshot), *instruments.registry.collect()], content_type)
+        assert without_the_process(body) == without_the_process(whole)
+
+
+def happen(instruments: Instruments, dice: random.Random, number: int) -> None:
+    """Some of what may happen between two scrapes."""
+    name = dice.choice(["callbacks", "invoices", 'new "queue"\\\n # {x="1"} 1'])
+    queue = instruments.queue(name)
+    destination = queue.destination(dice.choice(["one.example", "two.example", "last.example"]))
+    task = f"task{dice.randrange(5)}"
+    for one in (
+        lambda: queue.lag.observe(dice.random(), 10 ** dice.uniform(-4, 6)),
+        lambda: queue.lag.exemplify(10 ** dice.uniform(0, 5), {"webhook_id": f"msg_{number}"}, AT + number),
+        lambda: destination.attempts.inc(10 ** dice.randrange(8)),
+        lambda: destination.in_flight.set(dice.randrange(3)),
+        lambda: queue.recovery_ineffective.set(dice.choice([None, 0.0, 7.0])),
+        lambda: instruments.task(task).duration.observe(dice.random()),
+        lambda: instruments.forget_task(task),
+        lambda: instruments.forget_queue(name),
+    ):
+        if dice.random() < 0.4:
+            one()
+
+
+def of_the_library(metrics: list[Metric], content_type: str) -> bytes:
+    writers: dict[str, Callable[[Collector], bytes]] = {
+        OPENMETRICS: openmetrics.generate_latest,
+        PLAIN: plain.generate_latest,
+    }
+    return writers[content_type](Together(metrics))
+
+
+@dataclass
+class Together(Collector):
+    all: list[Metric]
+
+    def collect(self) -> list[Metric]:
+        return self.all
+
+
+def without_the_process(text: bytes) -> list[str]:
+    """Its numbers change by the millisecond."""
+    return [line for line in text.decode().split("\n") if not line.startswith(("process_", "python_"))]
 
 
 def test_no_created_series() -> None:
-    assert b"_created" not in render(counted(), MIXED, OPENMETRICS)[0]
+    assert b"_created" not in Exposition(counted()).body(MIXED, OPENMETRICS)
 
 
 def test_the_table_for_the_documentation_names_every_metric_once() -> None:
