@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED, JobExecutionEvent
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from cbq_exporter.clock import Clock
@@ -88,9 +89,25 @@ class Schedule:
         if self._scheduler is not None:
             self._arm(job, 0.0)
 
+    async def remove(self, *names: str, timeout: float = 5.0) -> None:
+        """Run these no more; a run under way is waited for, for ``timeout`` seconds, and not cancelled."""
+        removed = [self._jobs.pop(name) for name in names]
+        for job in removed:
+            if self._scheduler is not None:
+                with contextlib.suppress(JobLookupError):  # between two runs, or in one, it is not there
+                    self._scheduler.remove_job(job.name)
+        running = [job.task for job in removed if job.task is not None]
+        if running:
+            await asyncio.wait(running, timeout=timeout)
+
     def wake(self, name: str, delay: float = 0.0) -> None:
-        """Move the next run of an ``again`` job forward to ``delay`` seconds from now, where it would be later."""
-        job = self._jobs[name]
+        """Move the next run of an ``again`` job forward to ``delay`` seconds from now, where it would be later.
+
+        One that has been removed is left asleep.
+        """
+        job = self._jobs.get(name)
+        if job is None:
+            return
         at = self._clock.monotonic() + delay
         if job.task is not None:
             job.woken_monotonic = min(job.woken_monotonic, at)
@@ -147,7 +164,7 @@ class Schedule:
     # --- running -----------------------------------------------------------------------------
 
     def _arm(self, job: _Job, delay: float) -> None:
-        if self._scheduler is None or self._stopping:
+        if self._scheduler is None or self._stopping or self._jobs.get(job.name) is not job:
             return
         at = datetime.now(UTC) + timedelta(seconds=delay)
         job.armed_monotonic = self._clock.monotonic() + delay
@@ -177,7 +194,7 @@ class Schedule:
             )
 
     async def _run(self, job: _Job) -> None:
-        if job.task is not None or self._stopping:
+        if job.task is not None or self._stopping or self._jobs.get(job.name) is not job:
             return  # a scheduler that was thrown away may have left this run behind
         job.task, job.woken_monotonic = asyncio.current_task(), math.inf
         delay: float | None = None

@@ -496,8 +496,11 @@ class Dispatcher:
         self._stopping = True
         self._room_made.set()
 
-    async def close(self, grace: float, settle_timeout: float = 5.0) -> None:
-        """Let sends finish for ``grace`` seconds, put back what was not sent, free the lock where it is ours."""
+    async def close(self, grace: float, settle_timeout: float = 5.0, *, free_lock: bool = True) -> None:
+        """Let sends finish for ``grace`` seconds, put back what was not sent, free the lock where it is ours.
+
+        Without ``free_lock`` it stays, with its TTL, for whoever goes on with the same value.
+        """
         self.stop_claiming()
         unsent = self._sender.give_back_unstarted()
         await self._sender.close(grace)
@@ -507,15 +510,15 @@ class Dispatcher:
         unsent += self._cut_off
         unsent.sort(key=lambda parcel: parcel.number)
         left = await self._settler.close(settle_timeout)
+        leading, self._leading = self._leading, False  # before the lock is freed: ``keep`` would take it again
         try:
             async with asyncio.timeout(settle_timeout):
                 await self._queue.put_back([parcel.claimed for parcel in unsent])
-                if self._leading:
+                if leading and free_lock:
                     await self._queue.free_lock()
         except (StoreError, TimeoutError) as error:
             left += len(unsent)
             log.warning("the lock may be left to expire", extra={"queue": self._config.name, "error": str(error)})
-        self._leading = False
         self._instruments.leader.set(0)
         if left:
             log.warning(

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cbq_exporter.config import redis_url
@@ -38,6 +38,30 @@ class Store:
     healing: Mapping[str, Healing]
     reader: Reader
     shown_as: str
+    lock_value: str = ""
+
+    def with_queues(self, config: Config) -> Store:
+        """The same server, connections and reader, with the queues of ``config``.
+
+        Where the keys of a queue are the same, so are its objects. The reader goes on with what it reads until
+        ``read_queues``.
+        """
+        from cbq_exporter.store.healing import Healing
+        from cbq_exporter.store.queue import Queue
+
+        queues: dict[str, Queue] = {}
+        healing: dict[str, Healing] = {}
+        for name, keys in ((queue.name, keys_of(queue)) for queue in config.queues):
+            if name in self.queues and self.queues[name].keys == keys:
+                queues[name], healing[name] = self.queues[name], self.healing[name]
+            else:
+                queues[name] = Queue(self.connections, keys, lock_value=self.lock_value)
+                healing[name] = Healing(self.connections, keys, self.lock_value)
+        return replace(self, queues=queues, healing=healing)
+
+    def read_queues(self, config: Config) -> None:
+        """Let the reader read the queues of ``config`` from now on."""
+        self.reader.read_instead(_sources(config, self.lock_value))
 
     async def close(self) -> None:
         await self.connections.close()
@@ -50,13 +74,9 @@ def make_store(
 
     ``lock_value`` is what this process writes into send locks; ``on_error`` is told the kind of every error.
     """
-    from cbq_exporter.store.healing import Healing
-    from cbq_exporter.store.queue import Queue
-
     connections = _connections(config, url, on_error)
-    queues = {queue.name: Queue(connections, keys_of(queue), lock_value=lock_value) for queue in config.queues}
-    healing = {queue.name: Healing(connections, keys_of(queue), lock_value) for queue in config.queues}
-    return Store(connections, queues, healing, reader_of(config, connections, lock_value), connections.shown_as)
+    reader = reader_of(config, connections, lock_value)
+    return Store(connections, {}, {}, reader, connections.shown_as, lock_value).with_queues(config)
 
 
 def _connections(config: Config, url: str, on_error: Callable[[str], None] | None = None) -> Connections:
@@ -65,7 +85,11 @@ def _connections(config: Config, url: str, on_error: Callable[[str], None] | Non
 
 
 def reader_of(config: Config, connections: Connections, lock_value: str = "") -> Reader:
-    sources = [
+    return Reader(connections, _sources(config, lock_value))
+
+
+def _sources(config: Config, lock_value: str) -> list[Source]:
+    return [
         Source(
             queue.name,
             queue.mode,
@@ -76,7 +100,6 @@ def reader_of(config: Config, connections: Connections, lock_value: str = "") ->
         )
         for queue in config.queues
     ]
-    return Reader(connections, sources)
 
 
 def keys_of(queue: QueueConfig) -> QueueKeys:

@@ -53,18 +53,27 @@ class Reader:
         self._last_send_at: dict[str, float] = {}
         self._reading: asyncio.Task[Snapshot] | None = None
 
+    def read_instead(self, sources: Sequence[Source]) -> None:
+        """From the next read on these queues; a read under way is not shared with whoever asks after this."""
+        known = {source.name: source.keys for source in self._sources}
+        kept = {source.name for source in sources if known.get(source.name) == source.keys}
+        self._last_send_at = {name: at for name, at in self._last_send_at.items() if name in kept}
+        self._sources = tuple(sources)
+        self._reading = None
+
     async def snapshot(self, timeout: float | None = None) -> Snapshot:
         """What there is now. Never raises for a server that cannot be used: ``up`` is False then, ``error`` says why.
 
         ``timeout`` in seconds bounds the whole call; READ_TIMEOUT does in any case.
         """
         began = self._clock.monotonic()
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read())
+        reading = self._reading
+        if reading is None or reading.done():
+            reading = self._reading = asyncio.create_task(self._read())
         # Not cancelled with this caller: others may wait for it, and its own deadline ends it.
-        done, _ = await asyncio.wait({self._reading}, timeout=timeout)
+        done, _ = await asyncio.wait({reading}, timeout=timeout)
         if done:
-            return self._reading.result()
+            return reading.result()
         return self._down(
             f"Redis at {self._connections.shown_as} did not answer within {timeout or READ_TIMEOUT:g} s", began
         )
@@ -86,19 +95,20 @@ class Reader:
 
     async def _read(self) -> Snapshot:
         began = self._clock.monotonic()
+        sources = self._sources  # these, whatever is to be read instead meanwhile
         try:
-            answers, at_ms, guess_ms = await self._ask()
+            answers, at_ms, guess_ms = await self._ask(sources)
             if at_ms is not None and abs(at_ms - guess_ms) > _CLOCKS_DIFFER_MS:
                 # The clocks differ. That is known from now on, so this happens once.
-                answers, at_ms, guess_ms = await self._ask()
+                answers, at_ms, guess_ms = await self._ask(sources)
         except StoreError as error:
             return self._down(str(error), began)
         _, server, memory, *rest = answers
-        width = len(rest) // len(self._sources) if self._sources else 0
+        width = len(rest) // len(sources) if sources else 0
         now_ms = guess_ms if at_ms is None else at_ms
         views = [
             self._view(source, rest[number * width : (number + 1) * width], now_ms)
-            for number, source in enumerate(self._sources)
+            for number, source in enumerate(sources)
         ]
         about, used = _info(server), _info(memory)
         return Snapshot(
@@ -111,11 +121,11 @@ class Reader:
             memory_max=_whole(used.get("maxmemory")) or None,
         )
 
-    async def _ask(self) -> tuple[list[Any], float | None, float]:
+    async def _ask(self, sources: Sequence[Source]) -> tuple[list[Any], float | None, float]:
         """The answers; the server's clock then, None where we may not ask for it; and our guess of that clock."""
         guess_ms = self._clock.now() * 1000 + self._ahead_ms
         commands: list[Command] = [("TIME",), ("INFO", "server"), ("INFO", "memory")]
-        for source in self._sources:
+        for source in sources:
             commands += _commands(source, int(guess_ms))
         answers = await self._connections.read_many(commands)
         time = answers[0]

@@ -1,0 +1,209 @@
+"""What works on one queue: made, started and closed as one, beside the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from cbq_exporter import __version__
+from cbq_exporter.clock import Clock
+from cbq_exporter.config import QueueConfig
+from cbq_exporter.daemon.arrivals import Arrivals
+from cbq_exporter.daemon.loops import Loops
+from cbq_exporter.daemon.schedule import Schedule
+from cbq_exporter.delivery.egress import EgressPolicy
+from cbq_exporter.delivery.engine import Engine
+from cbq_exporter.delivery.exchange import Exchange
+from cbq_exporter.metrics.instruments import QueueInstruments
+from cbq_exporter.model import Mode
+from cbq_exporter.policy.stuck import StuckRule
+from cbq_exporter.services.audit import Audit
+from cbq_exporter.services.dispatcher import Dispatcher
+from cbq_exporter.services.lock_keeper import LockKeeper
+from cbq_exporter.services.recoverer import Recoverer
+from cbq_exporter.services.upkeep import Upkeep
+from cbq_exporter.store.opening import Store, lock_rule_of
+from cbq_exporter.store.pauses import Pauses
+from cbq_exporter.store.trash import Trash
+
+_UPKEEP_EVERY = 60.0  # seconds
+_LOOKS_MISSED = 3  # so many looks at the lock in a row may be left out before what was seen is forgotten
+_LONGEST_FLUSH_SLEEP = 10.0  # seconds: should an arrival be missed, it is seen after this
+
+
+class Attendant:
+    """Nothing of the queue is touched before ``start``; for a queue that is only observed it never is."""
+
+    def __init__(
+        self,
+        config: QueueConfig,
+        store: Store,
+        instruments: QueueInstruments,
+        audit: Audit,
+        schedule: Schedule,
+        clock: Clock,
+    ) -> None:
+        self.config = config
+        self._store = store
+        self._instruments = instruments
+        self._audit = audit
+        self._schedule = schedule
+        self._loops = Loops()
+        self._tasks: list[str] = []  # what is scheduled, the telling ones first
+        self._closing: asyncio.Task[None] | None = None
+        self._dispatcher: Dispatcher | None = None
+        if config.mode is Mode.DISPATCH:
+            self._dispatcher = Dispatcher(
+                config,
+                store.queues[config.name],
+                instruments,
+                _engine_maker(config, clock),
+                clock,
+                on_retry=self._wake,
+                pauses=Pauses(store.connections, store.queues[config.name].keys),
+            )
+
+    def start(self) -> None:
+        if self.config.mode is Mode.OBSERVE:
+            return
+        if self._dispatcher is not None:
+            self._start_dispatching(self._dispatcher)
+        self._start_healing()
+
+    def trouble(self) -> str | None:
+        """Why the queue is not attended to as it should be now, or None."""
+        for task in self._tasks:
+            trouble = self._schedule.trouble(task)
+            if trouble is not None:
+                return trouble
+        return None if self._dispatcher is None else self._dispatcher.trouble
+
+    def ended_loops(self) -> list[str]:
+        return self._loops.ended()
+
+    def report_in_flight(self) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.report_in_flight()
+
+    # --- start -------------------------------------------------------------------------------
+
+    def _start_dispatching(self, dispatcher: Dispatcher) -> None:
+        config = self.config
+        dispatcher.start()
+        arrivals = Arrivals(dispatcher, self._wake)
+        self._loops.add(f"waiting for arrivals in {config.name}", arrivals.run())
+        self._again("flush", partial(_flush_once, dispatcher, arrivals))
+        self._every("keep", min(config.lock.ttl, config.delivery.lease) / 3, dispatcher.keep)
+
+    def _start_healing(self) -> None:
+        config, store = self.config, self._store
+        queue, healing = store.queues[config.name], store.healing[config.name]
+        check_every, stale, recovery = config.lock.check_every, config.lock.stale, config.recovery
+        lock_keeper = LockKeeper(
+            config.name,
+            healing,
+            self._instruments,
+            self._audit,
+            rule=lock_rule_of(config),
+            auto=stale.auto,
+            forget_after=stale.no_ttl_after + _LOOKS_MISSED * check_every,
+        )
+        self._every("check-lock", check_every, lock_keeper.run_once)
+        recoverer = Recoverer(
+            config.name,
+            queue,
+            healing,
+            self._instruments,
+            self._audit,
+            rule=StuckRule(recovery.auto, recovery.stuck_after, recovery.max_recoveries),
+            every=recovery.every,
+        )
+        self._every("recover", recovery.every, _recover_once(recoverer, self._dispatcher))
+        upkeep = Upkeep(
+            config.name,
+            queue,
+            Trash(store.connections, queue.keys),
+            self._audit,
+            dead_max_count=config.dead.max_count,
+            dead_max_age=config.dead.max_age,
+        )
+        self._every("upkeep", _UPKEEP_EVERY, upkeep.run_once)
+
+    def _again(self, job: str, action: Callable[[], Awaitable[float | None]]) -> None:
+        self._schedule.again(self._named(job), action, longest_sleep=_LONGEST_FLUSH_SLEEP)
+        self._tasks.append(self._named(job))
+
+    def _every(self, job: str, seconds: float, action: Callable[[], Awaitable[object]]) -> None:
+        self._schedule.every(self._named(job), seconds, action)
+        self._tasks.append(self._named(job))
+
+    def _wake(self, delay: float = 0.0) -> None:
+        self._schedule.wake(self._named("flush"), delay)
+
+    def _named(self, job: str) -> str:
+        return f"{job}:{self.config.name}"
+
+    # --- stop --------------------------------------------------------------------------------
+
+    def stop_claiming(self) -> None:
+        """From now on no callback is taken."""
+        if self._dispatcher is not None:
+            self._dispatcher.stop_claiming()
+
+    async def close(self, grace: float, *, hand_over: bool = False) -> None:
+        """Finish what is in flight, for ``grace`` seconds, put back the rest, and end all that is scheduled.
+
+        With ``hand_over`` the send lock is left to a successor in this daemon. Whoever comes second waits with the
+        first.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(grace, hand_over), name=f"closing {self.config.name}")
+        await asyncio.shield(self._closing)
+
+    async def _close(self, grace: float, hand_over: bool) -> None:
+        try:
+            if self._dispatcher is not None:
+                # First, because what is in flight meanwhile is kept by what is scheduled.
+                await self._dispatcher.close(grace, free_lock=not hand_over)
+                self._dispatcher.report_in_flight()
+        finally:
+            await self._schedule.remove(*self._tasks)
+            await self._loops.stop()
+
+
+async def _flush_once(dispatcher: Dispatcher, arrivals: Arrivals) -> float | None:
+    arrivals.expect(False)
+    report = await dispatcher.run_once()
+    # With a retry due later, an arrival may still come first.
+    idle = report.leading and dispatcher.sees_nothing_waiting
+    arrivals.expect(idle)
+    return report.look_again_in
+
+
+def _recover_once(recoverer: Recoverer, dispatcher: Dispatcher | None) -> Callable[[], Awaitable[object]]:
+    async def run() -> object:
+        if dispatcher is not None:
+            await dispatcher.keep()  # after an outage: what is still in flight here is not stuck
+        return await recoverer.run_once()
+
+    return run
+
+
+def _engine_maker(config: QueueConfig, clock: Clock) -> Callable[[Callable[[list[Exchange]], None]], Engine]:
+    delivery = config.delivery
+    loop = asyncio.get_running_loop()
+
+    def make(on_done: Callable[[list[Exchange]], None]) -> Engine:
+        return Engine(
+            egress=EgressPolicy(tuple(delivery.egress.allow)),
+            on_done=on_done,
+            loop=loop,
+            clock=clock,
+            max_response_bytes=delivery.max_response_bytes,
+            ca_file=str(delivery.ca_file) if delivery.ca_file else None,
+            user_agent=delivery.user_agent or f"cbq-exporter/{__version__}",
+            max_connections=delivery.concurrency,
+        )
+
+    return make
