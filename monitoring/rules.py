@@ -74,6 +74,11 @@ def _above(threshold: Threshold) -> str:
     return f"> {threshold.value:g}"
 
 
+def _counted_above(threshold: Threshold) -> str:
+    """For ``increase()``, which extrapolates: of three events it makes 3.05, which are not more than three."""
+    return f"> {threshold.value + 0.5:g}"
+
+
 _PAUSED = "max by (job, queue) (cbq_queue_paused) == 1"
 _LONG = duration(thresholds.RATIO_OVER)
 _ATTEMPTS = f"rate(cbq_delivery_attempts_total[{_LONG}])"
@@ -326,7 +331,7 @@ ALERTS: tuple[Alert, ...] = (
         "CbqDeadLettersGrowing",
         "warning",
         f"sum by (job, queue) (increase(cbq_callbacks_dead_total{_over(thresholds.DEAD_LETTERS)})) "
-        f"{_above(thresholds.DEAD_LETTERS)}",
+        f"{_counted_above(thresholds.DEAD_LETTERS)}",
         0,
         "Callbacks of {{ $labels.queue }} are given up",
         "{{ $value | humanize }} callbacks of {{ $labels.queue }} became dead letters in the last 15 minutes "
@@ -381,7 +386,7 @@ ALERTS: tuple[Alert, ...] = (
         "CbqLocksForcedOften",
         "warning",
         f"sum by (job, queue) (increase(cbq_lock_releases_total{_over(thresholds.LOCKS_FORCED)})) "
-        f"{_above(thresholds.LOCKS_FORCED)}",
+        f"{_counted_above(thresholds.LOCKS_FORCED)}",
         0,
         "Send locks of {{ $labels.queue }} are left behind often",
         "{{ $value | humanize }} send locks of {{ $labels.queue }} had to be released in the last hour "
@@ -407,7 +412,7 @@ ALERTS: tuple[Alert, ...] = (
         "info",
         f"increase(cbq_task_skipped_total{_over(thresholds.TASKS_SKIPPED)})\n"
         f"  + increase(cbq_task_missed_total{_over(thresholds.TASKS_SKIPPED)})\n"
-        f"  {_above(thresholds.TASKS_SKIPPED)}",
+        f"  {_counted_above(thresholds.TASKS_SKIPPED)}",
         5 * MINUTE,
         "{{ $labels.task }} of {{ $labels.instance }} is slower than its interval",
         "{{ $value | humanize }} runs of {{ $labels.task }} were left out in the last 15 minutes.",
