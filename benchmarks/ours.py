@@ -22,7 +22,7 @@ PREFIX = "callback_queue"
 PENDING = f"{PREFIX}:pending"
 CONCURRENCY = 64
 BATCH = 200
-SETTINGS = f"batch.size {BATCH}, {CONCURRENCY} requests open, log level warning"
+SETTINGS = f"batch.size {BATCH}, {CONCURRENCY} requests open, sending from a process of its own, log level warning"
 _CHUNK = 1000
 
 
@@ -41,6 +41,7 @@ def command(folder: Path, redis_url: str) -> Sequence[str]:
                 "batch": {"size": BATCH, "max_delay": "0s"},
                 "delivery": {
                     "concurrency": CONCURRENCY,
+                    "own_process": True,
                     "per_destination": {"concurrency": CONCURRENCY},
                     "request": {"body": "data"},
                     "egress": {"allow": ["127.0.0.0/8"]},

@@ -204,6 +204,7 @@ def _engine_maker(config: QueueConfig, clock: Clock) -> Callable[[Callable[[list
             ca_file=str(delivery.ca_file) if delivery.ca_file else None,
             user_agent=delivery.user_agent or f"cbq-exporter/{__version__}",
             max_connections=delivery.concurrency,
+            own_process=delivery.own_process,
         )
 
     return make

@@ -12,7 +12,7 @@ from cbq_exporter.model import FailureKind
 LOCAL_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 
-class Request(msgspec.Struct, eq=False):
+class Request(msgspec.Struct, eq=False, array_like=True):
     """One POST. ``timeout`` and ``connect_timeout`` are seconds.
 
     ``not_after`` is a reading of ``Clock.monotonic``: past it the request is not started any more.
@@ -28,7 +28,7 @@ class Request(msgspec.Struct, eq=False):
     tag: Any = None
 
 
-class Exchange(msgspec.Struct, gc=False):
+class Exchange(msgspec.Struct, gc=False, array_like=True):
     """How one request ended.
 
     ``failure`` is None exactly where ``200 <= status < 300``. ``status`` is 0 where no usable answer came.

@@ -12,16 +12,19 @@ _BSD: Any = select  # the stubs know only the platform they are read on
 
 
 class Poller:
-    """Waits for any watched descriptor or a wake-up from another thread.
+    """Waits for any watched descriptor, or a wake-up: by another thread, or by what can be read from ``waker``.
 
     Edge-triggered, so what is ready and not of interest (the end of an idle connection) does not
     spin. A descriptor that is closed is forgotten by the kernel.
     """
 
-    def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
+    def __init__(self, waker: socket.socket | None = None) -> None:
+        self._writer: socket.socket | None = None
+        if waker is None:
+            waker, self._writer = socket.socketpair()
+            waker.setblocking(False)
+            self._writer.setblocking(False)
+        self._reader = waker
         self._epoll: Any = None
         self._kqueue: Any = None
         if hasattr(select, "epoll"):
@@ -51,6 +54,7 @@ class Poller:
             self._kqueue.control(None, _READY_AT_ONCE, seconds)
 
     def wake(self) -> None:
+        assert self._writer is not None
         # Full means that a wake-up is waiting already.
         with contextlib.suppress(BlockingIOError):
             self._writer.send(b"\0")
@@ -62,4 +66,5 @@ class Poller:
     def close(self) -> None:
         (self._epoll or self._kqueue).close()
         self._reader.close()
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import socket
 from collections import deque
-from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 
+import msgspec
 import pycurl
 
 from cbq_exporter.delivery.egress import EgressPolicy
@@ -24,16 +25,26 @@ _LINES_KEPT = 8  # a line may have 100 KiB
 _CONNECT_FAILED, _TIMED_OUT = 7, 28
 
 
-@dataclass(slots=True)
-class Surroundings:
-    """What the slots of one engine share. ``resolving`` counts the name look-ups under way."""
+class SendingOptions(msgspec.Struct, frozen=True):
+    """What does not change while an engine runs. ``allow``: see EgressPolicy; the rest as in the configuration."""
 
-    egress: EgressPolicy
-    poller: Poller
+    allow: tuple[str, ...]
     max_response_bytes: int
     ca_file: str | None
     user_agent: str
-    resolving: int = 0
+    max_connections: int
+
+
+class Surroundings:
+    """What the slots of one engine share. ``resolving`` counts the name look-ups under way."""
+
+    def __init__(self, options: SendingOptions, poller: Poller) -> None:
+        self.egress = EgressPolicy(tuple(map(ip_network, options.allow)))
+        self.poller = poller
+        self.max_response_bytes = options.max_response_bytes
+        self.ca_file = options.ca_file
+        self.user_agent = options.user_agent
+        self.resolving = 0
 
 
 class Slot:

@@ -18,10 +18,10 @@ def receiver() -> Iterator[Receiver]:
         yield running
 
 
-@pytest.fixture
-def sender() -> Iterator[Sender]:
-    """An engine that may send to loopback."""
-    with Sender() as running:
+@pytest.fixture(params=[False, True], ids=["thread", "process"])
+def sender(request: pytest.FixtureRequest) -> Iterator[Sender]:
+    """An engine that may send to loopback, from either place."""
+    with Sender(own_process=request.param) as running:
         yield running
 
 

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ import pycurl
 import pytest
 
 from cbq_exporter.clock import SYSTEM_CLOCK
-from cbq_exporter.delivery import engine as engine_module
-from cbq_exporter.delivery import slot
-from cbq_exporter.delivery.engine import Engine, Exchange
+from cbq_exporter.delivery import slot, transfers
+from cbq_exporter.delivery.engine import Engine, Exchange, Request
+from cbq_exporter.delivery.own_thread import OwnThread
 from cbq_exporter.delivery.poller import Poller
+from cbq_exporter.delivery.transfers import Transfers
 from cbq_exporter.model import FailureKind
 from tests.support.receiver import (
     Answer,
@@ -215,6 +216,7 @@ def test_nobody_listens(receiver: Receiver, sender: Sender) -> None:
     assert "Connection refused" in exchange.detail
 
 
+@pytest.mark.parametrize("sender", [False], ids=["thread"], indirect=True)
 def test_out_of_descriptors(receiver: Receiver, sender: Sender) -> None:
     """Our own trouble, not the receiver's; and it passes."""
     probe = os.dup(0)
@@ -401,7 +403,7 @@ def test_a_ca_file_that_is_not_there_is_our_own_trouble(tls: tuple[ssl.SSLContex
 
 @pytest.fixture
 def no_safety_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_SAFETY_TICK", 3600.0)
+    monkeypatch.setattr(transfers, "_SAFETY_TICK", 3600.0)
 
 
 def patient(sender: Sender, url: str, body: bytes) -> Any:
@@ -559,26 +561,28 @@ def test_an_engine_that_was_never_started(receiver: Receiver) -> None:
 
 def test_close_while_the_last_wake_up_is_being_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wake-up of a submit serves for that of close() too: who takes it must look whether to stop."""
-    take = Engine._take_inbox
+    take = OwnThread.take
     stop_now = threading.Event()
 
-    def take_as_close_asks(self: Engine, poller: Poller) -> None:
+    def take_as_close_asks(self: OwnThread) -> Sequence[Request]:
         if stop_now.is_set():
-            self._stopping = True
+            self.closing = True
             self._wake()  # finds a wake-up under way, and leaves it at that
-        take(self, poller)
+        return take(self)
 
-    monkeypatch.setattr(Engine, "_take_inbox", take_as_close_asks)
+    monkeypatch.setattr(OwnThread, "take", take_as_close_asks)
     with Sender() as sender:
         time.sleep(0.02)  # let it come to rest; where it does not, the test proves less
         stop_now.set()
-        sender.engine.cancel_unstarted()
-        thread = sender.engine._thread
+        carrier = sender.engine._carrier
+        assert isinstance(carrier, OwnThread)
+        carrier.submit([])
+        thread = carrier._thread
         assert thread is not None
         thread.join(5)
         alive = thread.is_alive()
-        if alive and sender.engine._poller is not None:
-            sender.engine._poller.wake()  # so that a failure is a failure and no hanging
+        if alive and carrier._poller is not None:
+            carrier._poller.wake()  # so that a failure is a failure and no hanging
         assert not alive
 
 
@@ -608,13 +612,13 @@ def fail_once(method: Callable[..., Any], armed: threading.Event, when: Callable
     return failing
 
 
-@pytest.mark.parametrize("place", ["_take_inbox", "_start_waiting", "_reap", "_new_multi", "wait"])
+@pytest.mark.parametrize("place", ["take", "_begin_taken", "_reap", "_new_multi", "wait"])
 def test_an_error_inside_starts_the_engine_over_and_loses_nothing(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     url = receiver.on("/", held)
     armed = threading.Event()
-    owner: Any = Poller if place == "wait" else Engine
+    owner: Any = {"wait": Poller, "take": OwnThread}.get(place, Transfers)
     # A new multi handle is needed only after another error.
     first = "_reap" if place == "_new_multi" else place
     monkeypatch.setattr(owner, first, fail_once(getattr(owner, first), armed, lambda it: True))
@@ -624,7 +628,7 @@ def test_an_error_inside_starts_the_engine_over_and_loses_nothing(
         if place == "_new_multi":
             twice = threading.Event()
             twice.set()
-            monkeypatch.setattr(Engine, place, fail_once(Engine._new_multi, twice, lambda it: True))
+            monkeypatch.setattr(Transfers, place, fail_once(Transfers._new_multi, twice, lambda it: True))
         armed.set()
         receiver.open_gate()
         sender.submit([sender.request(receiver.url("/more")) for _ in range(4)])
@@ -637,10 +641,10 @@ def test_an_error_inside_starts_the_engine_over_and_loses_nothing(
 
 
 def test_close_ends_an_engine_that_cannot_start_over(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(self: Engine) -> None:
+    def never(self: Transfers) -> None:
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr(Engine, "_new_multi", never)
+    monkeypatch.setattr(Transfers, "_new_multi", never)
     with Sender() as sender:
         sender.submit([sender.request(receiver.url()) for _ in range(3)])
         sender.close(grace=0.1)

@@ -13,8 +13,7 @@ from pathlib import Path
 import pycurl
 import pytest
 
-from cbq_exporter.delivery import engine as engine_module
-from cbq_exporter.delivery import slot
+from cbq_exporter.delivery import slot, transfers
 from cbq_exporter.model import FailureKind
 from tests.support.receiver import Answer, Receiver, never_answer, self_signed
 from tests.support.sender import Sender
@@ -93,7 +92,7 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
 
 def test_http2(front: Front, receiver: Receiver, versions: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_SAFETY_TICK", 3600.0)  # one lost wake-up would leave a request standing
+    monkeypatch.setattr(transfers, "_SAFETY_TICK", 3600.0)  # one lost wake-up would leave a request standing
     receiver.on("/busy", Answer(503, {"Retry-After": "7"}, b"busy"))
     receiver.on("/away", Answer(302, {"Location": receiver.url("/elsewhere")}))
     bodies = [os.urandom(32) * (size // 32) for size in (4 << 20, 64 << 10, *[1 << 20] * 12, *[1024] * 100)]

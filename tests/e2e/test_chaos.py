@@ -43,7 +43,15 @@ NEVER_GIVEN_UP = {"max_attempts": 1000, "base": "50ms", "cap": "300ms"}
 # second time: ends of leases without what followed them. Such callbacks come back like those that others left behind.
 RECOVERY = {"every": "200ms", "max_recoveries": 1000, "stuck_after": "1s"}
 QUEUES = [
-    queue(SHORT_LIVED, name=prefix, prefix=prefix, batch={"size": 20}, retry=NEVER_GIVEN_UP, recovery=RECOVERY)
+    queue(
+        SHORT_LIVED,
+        name=prefix,
+        prefix=prefix,
+        batch={"size": 20},
+        delivery={"own_process": prefix == "two"},
+        retry=NEVER_GIVEN_UP,
+        recovery=RECOVERY,
+    )
     for prefix in PREFIXES
 ]
 

@@ -22,9 +22,12 @@ def _fenced(daemon: Daemon, operation: str) -> float:
     return daemon.metrics().get("cbq_fenced_total", operation=operation) or 0.0
 
 
-def test_a_paused_daemon_settles_nothing_and_sends_nothing_that_was_given_to_another(server: Server) -> None:
+@pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
+def test_a_paused_daemon_settles_nothing_and_sends_nothing_that_was_given_to_another(
+    server: Server, own_process: bool
+) -> None:
     client = server.client
-    few = {"per_destination": {"concurrency": 4}, "timeout": "1s", "lease": "2s"}
+    few = {"own_process": own_process, "per_destination": {"concurrency": 4}, "timeout": "1s", "lease": "2s"}
     config = queue(SHORT_LIVED, delivery=few)
     with Receiver() as receiver, Daemon(server.url, config) as first:
         # The first four are answered only once the first daemon stands still: it reads the answers when it goes on.

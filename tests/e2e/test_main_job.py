@@ -40,11 +40,11 @@ QUEUES = (
     queue(name="interval", prefix="interval", batch={"size": 2, "min_interval": "400ms"}),
     queue(name="spread", prefix="spread", batch={"spread": "150ms"}),
     queue(name="at-once", prefix="at-once"),
-    queue(name="retried", prefix="retried"),
+    queue(name="retried", prefix="retried", delivery={"own_process": True}),
     queue(name="given-up", prefix="given-up", retry={"max_attempts": 3}),
     queue(name="whole", prefix="whole", delivery={"request": {"body": "item", "headers": {"x-team": "blue"}}}),
     queue(name="twins", prefix="twins"),
-    queue(name="bad", prefix="bad", delivery={"timeout": "10s"}),
+    queue(name="bad", prefix="bad", delivery={"timeout": "10s", "own_process": True}),
 )
 
 

@@ -17,12 +17,17 @@ from tests.support.servers import Server
 
 # A few sends at a time, so that most of what is claimed has not been started.
 FEW_AT_A_TIME = queue(batch={"size": 20}, delivery={"per_destination": {"concurrency": 4}})
+FROM_EITHER = pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
 
 
+@FROM_EITHER
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_sends_in_flight_finish_and_the_others_go_back_to_the_head(server: Server, number: int) -> None:
+def test_sends_in_flight_finish_and_the_others_go_back_to_the_head(
+    server: Server, number: int, own_process: bool
+) -> None:
+    config = queue(FEW_AT_A_TIME, delivery={"own_process": own_process})
     client = server.client
-    with Receiver() as receiver, Daemon(server.url, FEW_AT_A_TIME, grace="10s") as daemon:
+    with Receiver() as receiver, Daemon(server.url, config, grace="10s") as daemon:
         payloads = [item(receiver.on("/", held), n) for n in range(20)]
         later = [item(receiver.url("/"), n) for n in range(20, 23)]
         push(client, *payloads)
@@ -45,9 +50,11 @@ def test_sends_in_flight_finish_and_the_others_go_back_to_the_head(server: Serve
         assert client.get(f"{PREFIX}:stats:sent") == b"4"
 
 
-def test_sends_that_outlive_the_grace_go_back_too(server: Server) -> None:
+@FROM_EITHER
+def test_sends_that_outlive_the_grace_go_back_too(server: Server, own_process: bool) -> None:
+    config = queue(FEW_AT_A_TIME, delivery={"own_process": own_process})
     client = server.client
-    with Receiver() as receiver, Daemon(server.url, FEW_AT_A_TIME, grace="500ms") as daemon:
+    with Receiver() as receiver, Daemon(server.url, config, grace="500ms") as daemon:
         payloads = [item(receiver.on("/", never_answer), n) for n in range(20)]
         push(client, *payloads)
         receiver.wait_for_requests(4)
@@ -59,10 +66,11 @@ def test_sends_that_outlive_the_grace_go_back_too(server: Server) -> None:
         assert client.get(f"{PREFIX}:lock") is None
 
 
-def test_a_stop_while_a_backlog_is_drained_leaves_nothing_claimed(server: Server) -> None:
+@FROM_EITHER
+def test_a_stop_while_a_backlog_is_drained_leaves_nothing_claimed(server: Server, own_process: bool) -> None:
     """Again and again, because a claim that is on its way when the signal comes is a matter of a millisecond."""
     client = server.client
-    config = queue(batch={"size": 10}, delivery={"concurrency": 20})
+    config = queue(batch={"size": 10}, delivery={"concurrency": 20, "own_process": own_process})
     with CountingReceiver() as receiver:
         payloads = [item(receiver.url, n) for n in range(20_000)]
         push(client, *payloads)

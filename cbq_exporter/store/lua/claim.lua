@@ -95,7 +95,7 @@ local function take_pending()
       taken[#taken + 1] = payload
     end
     if #page < want then return end
-    page_size = math.max(1, math.min(32, math.floor((budget - bytes) * n / bytes)))
+    page_size = math.max(1, math.min(64, math.floor((budget - bytes) * n / bytes)))
   end
 end
 

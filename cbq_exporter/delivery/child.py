@@ -1,0 +1,109 @@
+"""The sending process: ``python -m cbq_exporter.delivery.child DESCRIPTOR``, started by ``own_process``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from cbq_exporter.clock import SYSTEM_CLOCK
+from cbq_exporter.delivery.exchange import Exchange, Request
+from cbq_exporter.delivery.frames import EXCHANGES, READ_AT_ONCE, TROUBLE, Frames, frame
+from cbq_exporter.delivery.poller import Poller
+from cbq_exporter.delivery.slot import SendingOptions, Surroundings
+from cbq_exporter.delivery.transfers import Transfers
+
+_options = msgspec.msgpack.Decoder(SendingOptions).decode
+_requests = msgspec.msgpack.Decoder(list[Request]).decode
+
+
+class DaemonPort:
+    """The daemon, at the other end of ``connection``. Writing may wait, reading never does."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._frames = Frames()
+        self._space = bytearray(READ_AT_ONCE)
+        self._early: list[Request] = []
+        self.closing = False
+
+    def options(self) -> SendingOptions:
+        """The first that comes; waits for it."""
+        found: SendingOptions | None = None
+        while found is None:
+            data = self._connection.recv(READ_AT_ONCE)
+            if not data:
+                os._exit(0)
+            for _, content in self._frames.add(data):
+                if found is None:
+                    found = _options(content)
+                else:
+                    self._early += _requests(content)
+        return found
+
+    def take(self) -> Sequence[Request]:
+        taken, self._early = self._early, []
+        while not self.closing:
+            try:
+                count = self._connection.recv_into(self._space, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError:
+                count = 0
+            if not count:
+                self.closing = True
+                break
+            for _, content in self._frames.add(memoryview(self._space)[:count]):
+                taken += _requests(content)
+            if count < READ_AT_ONCE:
+                break
+        return taken
+
+    def give(self, exchanges: list[Exchange]) -> None:
+        self._send(frame(EXCHANGES, exchanges))
+
+    def tell(self, text: str) -> None:
+        self._send(frame(TROUBLE, text))
+
+    def close(self) -> Sequence[Request]:
+        return ()
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._connection.sendall(data)
+        except OSError:
+            os._exit(1)  # nobody is left to work for
+
+
+class _ToDaemon(logging.Handler):
+    """The daemon has the log; its format is no business of ours."""
+
+    def __init__(self, port: DaemonPort) -> None:
+        super().__init__(logging.WARNING)
+        self._port = port
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._port.tell(self.format(record))
+
+
+def main() -> None:
+    # A signal to the whole group is the daemon's to heed: it lets sends finish, then closes the connection.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.setblocking(True)
+    port = DaemonPort(connection)
+    logging.basicConfig(handlers=[_ToDaemon(port)])
+    options = port.options()
+    around = Surroundings(options, Poller(connection))
+    Transfers(around, port, max_connections=options.max_connections, clock=SYSTEM_CLOCK).run()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
