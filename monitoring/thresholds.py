@@ -71,6 +71,12 @@ TASK_GRACE = Threshold(
 TASKS_SKIPPED = Threshold(
     5, "times", "One slow run skips a turn; more than five in a quarter of an hour: slower than its interval.", 900
 )
+WEBHOOK_UNAUTHORIZED = Threshold(
+    0, "times", "Only Alertmanager knows the address: one refused is a wrong token, or a stranger.", 900
+)
+ALERT_ACTIONS_FAILED = Threshold(
+    0, "times", "What was to be healed without a person was not: somebody has to do it.", 900
+)
 REDIS_MEMORY = Threshold(0.9, "ratio", "Of maxmemory, where producers are refused: a tenth is left to act in.")
 
 # --- what people forget ------------------------------------------------------------------------------

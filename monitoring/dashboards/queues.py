@@ -197,9 +197,7 @@ _FAILING = Row(
             "The 20 receivers with most failures. A click on one leads to its own dashboard.",
             PER_SECOND,
             (
-                Query(
-                    f"topk(20, {rate('cbq_delivery_failures_total', 'queue, destination')})", "Failures", PER_SECOND
-                ),
+                Query(f"topk(20, {rate('cbq_delivery_failures_total', 'queue, destination')})", "Failures", PER_SECOND),
                 Query(rate("cbq_delivery_attempts_total", "queue, destination"), "Attempts", PER_SECOND),
                 Query(
                     failure_ratio("queue, destination"),
