@@ -186,7 +186,7 @@ class Instruments:
         self._families.alerts_received.labels(outcome).inc()
 
     def alerts_truncated(self, count: int) -> None:
-        self._families.alerts_truncated.inc(count)
+        self._families.alerts_truncated.labels().inc(count)
 
     def redis_error(self, kind: str) -> None:
         self._redis_errors.get(kind, self._redis_errors[OTHER]).inc()

@@ -70,13 +70,15 @@ class _Family(Collector, Generic[_AnySeries]):
 
 
 class Numbers(_Family["Number"]):
-    """A counter or a gauge. Its series are 0 from the beginning; ``late`` ones are absent until they are set: what is
-    not known yet must not read as 0.
+    """A counter or a gauge. Its series are 0 from the beginning, that without labels is there from the beginning;
+    ``late`` ones are absent until they are set: what is not known yet must not read as 0.
     """
 
     def __init__(self, of: Definition, registry: CollectorRegistry, *, late: bool = False) -> None:
         super().__init__(of, registry)
         self._first = None if late else 0.0
+        if not of.labels:
+            self.labels()
 
     def _make(self, labels: _Labels) -> Number:
         return Number(self._of.full_name, labels, self._first, self._lock)
