@@ -427,4 +427,25 @@ ALERTS: tuple[Alert, ...] = (
         "The configuration that was last read is not valid; the old one is still in use, until a restart.",
         scope=("job", "instance"),
     ),
+    Alert(
+        "CbqWebhookUnauthorized",
+        "warning",
+        'sum by (job) (increase(cbq_alerts_received_total{outcome="unauthorized"}'
+        f"{_over(thresholds.WEBHOOK_UNAUTHORIZED)})) {_above(thresholds.WEBHOOK_UNAUTHORIZED)}",
+        0,
+        "Alerts posted to {{ $labels.job }} are refused",
+        "{{ $value | humanize }} requests to the alert webhook of {{ $labels.job }} had no token or a wrong one in the "
+        "last 15 minutes. If they came from Alertmanager, the daemon heals nothing on alerts.",
+        scope=("job",),
+    ),
+    Alert(
+        "CbqAlertActionFailed",
+        "warning",
+        'sum by (job) (increase(cbq_alerts_received_total{outcome="failed"}'
+        f"{_over(thresholds.ALERT_ACTIONS_FAILED)})) {_above(thresholds.ALERT_ACTIONS_FAILED)}",
+        0,
+        "{{ $labels.job }} could not do what an alert asks for",
+        "{{ $value | humanize }} actions on alerts failed in the last 15 minutes. Nothing was healed by them.",
+        scope=("job",),
+    ),
 )
