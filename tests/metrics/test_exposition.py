@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -151,7 +152,7 @@ def happen(instruments: Instruments, dice: random.Random, number: int) -> None:
     queue = instruments.queue(name)
     destination = queue.destination(dice.choice(["one.example", "two.example", "last.example"]))
     task = f"task{dice.randrange(5)}"
-    for one in (
+    may_happen: list[Callable[[], object]] = [
         lambda: queue.lag.observe(dice.random(), 10 ** dice.uniform(-4, 6)),
         lambda: queue.lag.exemplify(10 ** dice.uniform(0, 5), {"webhook_id": f"msg_{number}"}, AT + number),
         lambda: destination.attempts.inc(10 ** dice.randrange(8)),
@@ -160,7 +161,8 @@ def happen(instruments: Instruments, dice: random.Random, number: int) -> None:
         lambda: instruments.task(task).duration.observe(dice.random()),
         lambda: instruments.forget_task(task),
         lambda: instruments.forget_queue(name),
-    ):
+    ]
+    for one in may_happen:
         if dice.random() < 0.4:
             one()
 
