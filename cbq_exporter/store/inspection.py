@@ -66,14 +66,16 @@ class Inspection:
 
 def _lock(value: bytes, ttl_ms: int, seen: Mapping[bytes, bytes], beat: bytes | None, now_ms: int) -> LockLook:
     """Nobody else's sighting of another value counts."""
-    first_ms = now_ms
+    first_ms = untouched_ms = now_ms
     if seen.get(b"value") == value and seen.get(b"first_ms", b"").isdigit():
-        first_ms = min(now_ms, int(seen[b"first_ms"]))
+        first_ms = untouched_ms = min(now_ms, int(seen[b"first_ms"]))
+        if seen.get(b"untouched_ms", b"").isdigit():
+            untouched_ms = min(now_ms, max(first_ms, int(seen[b"untouched_ms"])))
     return LockLook(
         value=value,
         ttl=None if ttl_ms < 0 else ttl_ms / 1000,
         first_seen_at=first_ms / 1000,
-        untouched_since=first_ms / 1000,
+        untouched_since=untouched_ms / 1000,
         beat_at=None if beat is None else float(beat) / 1000,
         now=now_ms / 1000,
     )

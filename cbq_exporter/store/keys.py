@@ -87,7 +87,11 @@ class QueueKeys:
 
     def actions_of(self, route: str) -> str:
         """sorted set: "<id of an alert>:<ms>" by the time it was admitted, ms, for one route; expires."""
-        return f"{self.alerts}:{route}"
+        return f"{self.alerts}:actions:{route}"
+
+    def cooldown_of(self, target: str) -> str:
+        """string: "<id of an alert>:<ms>" of what a route did last to the queue or a destination; expires."""
+        return f"{self.alerts}:cooldown:{target}"
 
     def all(self) -> tuple[str, ...]:
         return tuple(getattr(self, field.name) for field in fields(self))
