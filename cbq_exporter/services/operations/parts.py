@@ -12,6 +12,7 @@ from cbq_exporter.errors import PreconditionChanged
 from cbq_exporter.model import Actor, LockLook
 from cbq_exporter.phrases import age
 from cbq_exporter.services.operations.requests import Progress
+from cbq_exporter.store.alerts import Alerts
 from cbq_exporter.store.healing import Healing
 from cbq_exporter.store.inspection import Inspection
 from cbq_exporter.store.pauses import Pauses
@@ -32,6 +33,7 @@ class Parts:
     inspection: Inspection
     trash: Trash
     pauses: Pauses
+    alerts: Alerts
 
 
 @dataclass(frozen=True, slots=True)

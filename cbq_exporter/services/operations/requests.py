@@ -83,7 +83,22 @@ class PurgeDead:
     selection: Selection
 
 
-Operation = Unlock | Recover | Reset | Undo | Pause | Resume | RetryDead | PurgeDead
+@dataclass(frozen=True, slots=True)
+class PauseAlerts:
+    """Let alerts cause nothing. ``seconds`` is for how long; None: until it is ended."""
+
+    queue: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAlerts:
+    """Let alerts cause their actions again."""
+
+    queue: str
+
+
+Operation = Unlock | Recover | Reset | Undo | Pause | Resume | RetryDead | PurgeDead | PauseAlerts | ResumeAlerts
 
 _NAMES: Mapping[type[Operation], OperationName] = {
     Unlock: OperationName.UNLOCK,
@@ -94,6 +109,8 @@ _NAMES: Mapping[type[Operation], OperationName] = {
     Resume: OperationName.RESUME,
     RetryDead: OperationName.RETRY_DEAD,
     PurgeDead: OperationName.PURGE_DEAD,
+    PauseAlerts: OperationName.PAUSE_ALERTS,
+    ResumeAlerts: OperationName.RESUME_ALERTS,
 }
 
 

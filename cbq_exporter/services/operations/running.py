@@ -9,23 +9,26 @@ from cbq_exporter.config import Config
 from cbq_exporter.errors import RefusedError
 from cbq_exporter.model import Actor, Mode, OperationName, Result, Trigger
 from cbq_exporter.services.audit import Audit
-from cbq_exporter.services.operations import letters, pause, recover, reset, unlock
+from cbq_exporter.services.operations import alerts, letters, pause, recover, reset, unlock
 from cbq_exporter.services.operations.parts import Order, Parts
 from cbq_exporter.services.operations.requests import (
     Executed,
     Operation,
     Pause,
+    PauseAlerts,
     Plan,
     Progress,
     PurgeDead,
     Recover,
     Reset,
     Resume,
+    ResumeAlerts,
     RetryDead,
     Undo,
     Unlock,
     name_of,
 )
+from cbq_exporter.store.alerts import Alerts
 from cbq_exporter.store.inspection import Inspection
 from cbq_exporter.store.opening import Store
 from cbq_exporter.store.pauses import Pauses
@@ -51,6 +54,7 @@ class Operations:
                 Inspection(store.connections, store.queues[queue.name].keys),
                 Trash(store.connections, store.queues[queue.name].keys),
                 Pauses(store.connections, store.queues[queue.name].keys),
+                Alerts(store.connections, store.queues[queue.name].keys),
             )
             for queue in config.queues
         }
@@ -73,6 +77,10 @@ class Operations:
                 return await pause.plan_resume(parts, operation)
             case RetryDead() | PurgeDead():
                 return await letters.plan(parts, operation, progress)
+            case PauseAlerts():
+                return await alerts.plan_pause(parts, operation)
+            case ResumeAlerts():
+                return await alerts.plan_resume(parts, operation)
 
     async def execute(
         self,
@@ -131,6 +139,10 @@ class Operations:
                 return await pause.execute_resume(parts, operation, order)
             case RetryDead() | PurgeDead():
                 return await letters.execute(parts, operation, plan, order)
+            case PauseAlerts():
+                return await alerts.execute_pause(parts, operation, order)
+            case ResumeAlerts():
+                return await alerts.execute_resume(parts, operation)
 
     async def _record(self, plan: Plan, actor: Actor, reason: str, after: dict[str, Any], result: Result) -> None:
         operation = plan.operation
@@ -163,7 +175,7 @@ def _before(plan: Plan) -> dict[str, Any]:
 def _asked(operation: Operation) -> dict[str, Any]:
     """What was asked for, where it is not the usual."""
     asked: dict[str, Any] = {}
-    for name in ("force", "only_known_stuck", "older_than", "trash_id", "destination"):
+    for name in ("force", "only_known_stuck", "older_than", "trash_id", "destination", "seconds"):
         value = getattr(operation, name, None)
         if value not in (None, False):
             asked[name] = value
