@@ -10,6 +10,7 @@ from cbq_exporter.cli import reference as commands
 from cbq_exporter.config import example, reference, schema
 from cbq_exporter.metrics import catalogue
 from cbq_exporter.web import openapi
+from monitoring import dashboards
 from monitoring import write as rule_files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +25,7 @@ DOCUMENTS: Mapping[str, Callable[[], str]] = {
     openapi.PAGE: openapi.markdown,
     rule_files.RECORDING_RULES: rule_files.recording_rules,
     rule_files.ALERTING_RULES: rule_files.alerting_rules,
+    **dashboards.FILES,
 }
 
 

@@ -13,7 +13,6 @@ PER_SECOND = "cps"
 SECONDS = "s"
 SHARE = "percentunit"
 BYTES = "bytes"
-YES_OR_NO = "bool_yes_no"
 NUMBER = "none"
 
 # Where a single one is one too many, and no rule counts it.
@@ -26,7 +25,7 @@ class Draw(Enum):
     NUMBER = auto()  # one number, as of now
     LINES = auto()
     BARS = auto()  # stacked: events, of which most moments have none
-    YES_OR_NO = auto()  # 1 is good and 0 is bad, over time
+    STATES = auto()  # one bar for each series, over time, in words
     TABLE = auto()  # as of now, one row for each set of labels, one column for each query
 
 
@@ -41,11 +40,23 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    """What a value of 0 or 1 is called, and its colour."""
+
+    text: str
+    colour: str
+
+
+YES = Word("yes", "green")
+NO = Word("no", "red")
+
+
+@dataclass(frozen=True, slots=True)
 class Panel:
     """``wide`` is of 24 columns, ``high`` of 38 px each. ``late`` and ``bad`` colour it: amber, then red.
 
-    ``empty`` is what a number says where there is no series. ``columns`` are the labels that a table shows, with
-    their titles; ``link`` is where a row of it leads.
+    ``empty`` is what it says where there is no series. ``words`` are for 0 and 1. ``columns`` are the labels that
+    a table shows, with their titles; it is sorted by its first query, and ``link`` is where a row of it leads.
     """
 
     title: str
@@ -58,6 +69,7 @@ class Panel:
     late: Threshold | None = None
     bad: Threshold | None = None
     empty: str = ""
+    words: tuple[Word, Word] | None = None
     columns: tuple[tuple[str, str], ...] = ()
     link: Link | None = None
 

@@ -7,17 +7,19 @@ from monitoring.dashboards.panels import (
     ANY,
     BYTES,
     CALLBACKS,
+    NO,
     NUMBER,
     PER_SECOND,
     SECONDS,
     SHARE,
-    YES_OR_NO,
+    YES,
     Board,
     Draw,
     Link,
     Panel,
     Query,
     Row,
+    Word,
     number,
 )
 from monitoring.dashboards.queries import (
@@ -215,7 +217,8 @@ _FAILING = Row(
             link=Link(
                 "One destination",
                 f"/d/{DESTINATION_DASHBOARD}?var-datasource=${{datasource}}&var-job=${{job}}"
-                "&var-queue=${__data.fields.Queue}&var-destination=${__data.fields.Destination}&${__url_time_range}",
+                "&var-queue=${__data.fields.Queue:percentencode}"
+                "&var-destination=${__data.fields.Destination:percentencode}&${__url_time_range}",
             ),
         ),
         Panel(
@@ -324,23 +327,26 @@ _WELL = Row(
         Panel(
             "Redis reached",
             "Whether Redis answered the scrapes of each daemon.",
-            YES_OR_NO,
+            NUMBER,
             (Query(f"max by (instance) (cbq_up{{{DAEMON}}})", "{{instance}}"),),
-            Draw.YES_OR_NO,
+            Draw.STATES,
+            words=(NO, YES),
         ),
         Panel(
             "Leads",
             "Which daemon holds the send lock of which queue: exactly one for each queue that is dispatched.",
-            YES_OR_NO,
+            NUMBER,
             (Query(f"max by (queue, instance) (cbq_dispatch_leader{{{COUNTED}}})", "{{queue}} {{instance}}"),),
-            Draw.YES_OR_NO,
+            Draw.STATES,
+            words=(Word("stands by", "blue"), Word("leads", "green")),
         ),
         Panel(
             "Configuration accepted",
             "Whether each daemon accepted its configuration when it last read it. If not, it works with the old one.",
-            YES_OR_NO,
+            NUMBER,
             (Query(f"max by (instance) (cbq_config_last_reload_successful{{{DAEMON}}})", "{{instance}}"),),
-            Draw.YES_OR_NO,
+            Draw.STATES,
+            words=(NO, YES),
         ),
         Panel(
             "Tasks without success, in intervals",
