@@ -175,13 +175,13 @@ def lock_text(view: QueueView) -> str:
 
 
 def lock_thought(view: QueueView) -> str | None:
-    """What the lock keeper thinks of the lock; None where it is well, or no daemon supervises."""
-    if view.lock_look is None or view.lock_rule is None:
-        return None
-    from cbq_exporter.policy.lock import Release, Watch, judge
-
+    """What the lock keeper thinks of the lock, in words; None where it is well, or no daemon supervises."""
     look = view.lock_look
-    match judge(look, view.lock_rule):
+    if look is None:
+        return None
+    from cbq_exporter.policy.lock import Release, Watch, thought
+
+    match thought(view):
         case Release(reason):
             since = output.age(look.now - look.untouched_since)
             return f"the lock was left behind ({_REASONS[reason]}, untouched for {since})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cbq_exporter.model import LockLook, LockRule, ReleaseReason
+from cbq_exporter.model import LockLook, LockRule, QueueView, ReleaseReason
 
 FAMILY = b"cbq-exporter_"  # how the locks of our daemons begin
 
@@ -47,6 +47,13 @@ def judge(look: LockLook, rule: LockRule) -> Verdict:
         return Leave()
     acts_at = look.untouched_since + rule.no_ttl_after
     return Release(reason) if look.now >= acts_at else Watch(acts_at, reason)
+
+
+def thought(view: QueueView) -> Verdict | None:
+    """What the lock keeper thinks of the lock in ``view``; None where it is free, or no daemon supervises."""
+    if view.lock_look is None or view.lock_rule is None:
+        return None
+    return judge(view.lock_look, view.lock_rule)
 
 
 def is_family(value: bytes) -> bool:

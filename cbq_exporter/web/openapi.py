@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from cbq_exporter import __version__
+from cbq_exporter.model import ReleaseReason
 from cbq_exporter.web.bodies import ACTIONS, Action, Outcome
 from cbq_exporter.web.idempotency import HEADER, REPLAYED
 from cbq_exporter.web.problems import CONTENT_TYPE, MEANINGS, Code, Problem
@@ -28,7 +29,9 @@ Everything is JSON. The daemon serves this API as an OpenAPI 3.1 document at `/a
 ([openapi.json](openapi.json) is the same). Field names only ever grow. Times are epoch seconds, durations seconds,
 null is unknown.
 
-`GET /api/v1/status` shows all queues, as `cbq-exporter status -o json` does, and needs no token.
+`GET /api/v1/status` shows all queues, as `cbq-exporter status -o json` does, and needs no token. In a queue's `lock`,
+`keeper` is what the lock keeper thinks of it: the `verdict` (`leave`, `watch` or `release`), the `reason`, and when it
+acts, `acts_at`.
 
 ## Changing something
 
@@ -260,6 +263,26 @@ _STATUS: dict[str, Any] = {
                             "ttl_seconds": _NUMBER,
                             "ours": {"type": "boolean"},
                             "value": _TEXT,
+                            "keeper": {
+                                "type": ["object", "null"],
+                                "description": "What the lock keeper thinks of the lock; null where it is free, or no "
+                                "daemon that supervises has seen it.",
+                                "required": ["verdict", "reason", "acts_at"],
+                                "properties": {
+                                    "verdict": {
+                                        "enum": ["leave", "watch", "release"],
+                                        "description": "leave: it expires by itself, or its holder lives. "
+                                        "watch: it is released at `acts_at` if nothing happens to it until then. "
+                                        "release: it was left behind, and is released when the keeper looks next. "
+                                        "Where `lock.stale.auto` is false, that is left to people and alerts.",
+                                    },
+                                    "reason": {
+                                        "enum": [None, *ReleaseReason],
+                                        "description": "Why it is, or will be, taken to be left behind.",
+                                    },
+                                    "acts_at": {**_NUMBER, "description": "There for watch only."},
+                                },
+                            },
                         },
                     },
                     "last_send_at": _NUMBER,

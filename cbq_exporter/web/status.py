@@ -9,6 +9,7 @@ from typing import Any
 
 from cbq_exporter import __version__
 from cbq_exporter.model import QueueView, Snapshot, State
+from cbq_exporter.policy.lock import Release, Watch, thought
 
 _MOST_TEXT = 200  # characters of what somebody else wrote, such as the lock's value
 
@@ -55,8 +56,28 @@ def _lock(view: QueueView) -> dict[str, Any]:
     lock = view.lock
     if lock is None:
         held = None if view.error is not None else False
-        return {"held": held, "ttl_seconds": None, "ours": False, "value": None}
-    return {"held": True, "ttl_seconds": lock.ttl, "ours": lock.ours, "value": text(lock.value)}
+        return {"held": held, "ttl_seconds": None, "ours": False, "value": None, "keeper": None}
+    return {
+        "held": True,
+        "ttl_seconds": lock.ttl,
+        "ours": lock.ours,
+        "value": text(lock.value),
+        "keeper": _keeper(view),
+    }
+
+
+def _keeper(view: QueueView) -> dict[str, Any] | None:
+    """What the lock keeper thinks of the lock; null where no daemon that supervises has seen it."""
+    verdict = thought(view)
+    if verdict is None:
+        return None
+    match verdict:
+        case Release(reason):
+            return {"verdict": "release", "reason": str(reason), "acts_at": None}
+        case Watch(acts_at, reason):
+            return {"verdict": "watch", "reason": str(reason), "acts_at": acts_at}
+        case _:
+            return {"verdict": "leave", "reason": None, "acts_at": None}
 
 
 def text(value: str | None, most: int = _MOST_TEXT) -> str | None:

@@ -93,6 +93,25 @@ def test_one_queue_as_json(cli: Cli) -> None:
     assert queue["last_send_at"] is None
 
 
+@pytest.mark.parametrize(
+    ("seen", "said", "verdict"),
+    [
+        (1770, "the lock is taken to be left behind in 9h30m (no expiry)", "watch"),
+        (39_630, "the lock was left behind (no expiry, untouched for 11h00m)", "release"),
+    ],
+)
+def test_what_the_keeper_thinks_of_the_lock(cli: Cli, seen: int, said: str, verdict: str) -> None:
+    cli.configure("  - {name: callbacks, prefix: q, lock: {stale: {no_ttl_after: 10h}}}\n")
+    first_ms = round((time.time() - seen) * 1000)
+    cli.server.client.set("q:lock", "worker_1")
+    for name, value in (("value", "worker_1"), ("first_ms", first_ms), ("untouched_ms", first_ms), ("beat_ms", -1)):
+        cli.server.client.hset("q:lock_seen", name, str(value))
+    assert said in cli("status").stdout
+    keeper = json.loads(cli("status", "-o", "json").stdout)["queues"][0]["lock"]["keeper"]
+    acts_at = pytest.approx(first_ms / 1000 + 36_000) if verdict == "watch" else None
+    assert keeper == {"verdict": verdict, "reason": "no_ttl", "acts_at": acts_at}
+
+
 def test_an_unknown_queue(cli: Cli) -> None:
     result = cli("status", "-q", "none")
     assert result.exit_code == 2

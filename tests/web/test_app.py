@@ -153,7 +153,13 @@ def test_the_status_document() -> None:
         "stuck": 2,
         "untracked": 0,
         "leased": 96,
-        "lock": {"held": True, "ttl_seconds": 23.5, "ours": True, "value": "worker_1763999999_4711"},
+        "lock": {
+            "held": True,
+            "ttl_seconds": 23.5,
+            "ours": True,
+            "value": "worker_1763999999_4711",
+            "keeper": {"verdict": "leave", "reason": None, "acts_at": None},
+        },
         "last_send_at": AT - 0.25,
         "source_stats": {"queued": 1340, "sent": 100, "failed": 3},
         "paused": False,
@@ -161,7 +167,8 @@ def test_the_status_document() -> None:
         "error": None,
     }
     assert left_behind["lock"]["ttl_seconds"] is None
-    assert idle["lock"] == {"held": False, "ttl_seconds": None, "ours": False, "value": None}
+    assert left_behind["lock"]["keeper"] == {"verdict": "release", "reason": "no_ttl", "acts_at": None}
+    assert idle["lock"] == {"held": False, "ttl_seconds": None, "ours": False, "value": None, "keeper": None}
     assert broken["lock"]["held"] is None
     assert broken["error"].startswith("foreign:pending")
 
