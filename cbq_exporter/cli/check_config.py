@@ -15,11 +15,14 @@ from cbq_exporter.errors import ConfigError
 @options.output
 @options.debug
 def check_config(config_path: Path | None, as_json: bool) -> int:
-    """Check a configuration, and list everything that is wrong with it."""
-    from cbq_exporter.config import load, warnings
+    """Check a configuration, and list everything that is wrong with it. The web config that it names is checked too."""
+    from cbq_exporter.config import load
+    from cbq_exporter.config import warnings as warnings_of
+    from cbq_exporter.web.tls import check_web_config
 
     try:
         loaded = load(config_path)
+        warnings = [*warnings_of(loaded.config), *check_web_config(loaded.config)]
     except ConfigError as error:
         if not as_json:
             raise
@@ -34,7 +37,7 @@ def check_config(config_path: Path | None, as_json: bool) -> int:
                 "file": None if loaded.source is None else str(loaded.source),
                 "redis": config.redis.redacted_url,
                 "queues": [{"name": one.name, "mode": one.mode, "prefix": one.prefix} for one in config.queues],
-                "warnings": warnings(config),
+                "warnings": warnings,
             }
         )
         return 0
@@ -43,6 +46,6 @@ def check_config(config_path: Path | None, as_json: bool) -> int:
     click.echo(f"store: {store}\n")
     rows = [[one.name, str(one.mode), one.prefix] for one in config.queues]
     click.echo(output.table(["queue", "mode", "prefix"], rows))
-    for warning in warnings(config):
+    for warning in warnings:
         output.say(f"warning: {warning}")
     return 0

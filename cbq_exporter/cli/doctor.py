@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cbq_exporter.config import Config, QueueConfig
+    from cbq_exporter.errors import Problem
     from cbq_exporter.services.doctor import Examination, Finding
 
 _COLOURS = {"problem": "red", "warning": "yellow", "note": None, "ok": "green"}
@@ -56,18 +57,27 @@ def doctor(config_path: Path | None, queue_name: str | None, as_json: bool) -> i
 async def _examine(config: Config, queue: QueueConfig) -> tuple[Examination, Sequence[Finding]]:
     from cbq_exporter.clock import SYSTEM_CLOCK
     from cbq_exporter.config import warnings
+    from cbq_exporter.errors import ConfigError
     from cbq_exporter.services.doctor import examine, judge
     from cbq_exporter.store.opening import keys_of, lock_rule_of, open_connections
+    from cbq_exporter.web.tls import check_web_config
 
     stuck_after, lock_rule = queue.recovery.stuck_after, lock_rule_of(queue)
     async with open_connections(config) as connections:
         seen = await examine(connections, keys_of(queue), queue.mode, stuck_after=stuck_after, clock=SYSTEM_CLOCK)
+    told = list(warnings(config))
+    problems: tuple[Problem, ...] = ()
+    try:
+        told += check_web_config(config)
+    except ConfigError as error:
+        problems = error.problems
     findings = judge(
         seen,
         queue=queue.name,
         stuck_after=stuck_after,
         lock_rule=lock_rule,
-        config_warnings=warnings(config),
+        config_warnings=told,
+        config_problems=problems,
     )
     return seen, findings
 

@@ -47,7 +47,9 @@ class WebConfig(Section):
         "127.0.0.1:9847", description="Address and port to serve on. Port 0 takes a free one."
     )
     config_file: Annotated[Path, kinds.path()] | None = Field(
-        None, description="TLS and basic authentication, as a Prometheus web config. Not available yet: leave it null."
+        None,
+        description="TLS, basic authentication and response headers: a file as the exporters of Prometheus read it. "
+        "Null: plain HTTP.",
     )
     bearer_token_file: Annotated[Path, kinds.path()] | None = Field(
         None,
@@ -400,7 +402,7 @@ class AlertRouteConfig(Section):
         description="destination is only the one that the alert's label destination names; queue is all of it.",
     )
     cooldown: Annotated[float, kinds.duration(0, DAY)] = Field(
-        5 * MINUTE, description="The least time between two actions of this route on one queue."
+        5 * MINUTE, description="The least time between two actions of this route on one queue, or destination."
     )
     max_per_hour: Annotated[int, kinds.whole(1, 3600)] = Field(
         6, description="The most actions of this route on one queue in an hour."

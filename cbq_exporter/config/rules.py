@@ -186,12 +186,6 @@ def refuse_shared_keys(config: Config) -> Iterator[Finding]:
                 )
 
 
-def refuse_unavailable(config: Config) -> Iterator[Finding]:
-    """What this version does not have yet: `web.config_file`."""
-    if config.web.config_file is not None:
-        yield _unavailable(("web", "config_file"), "a file", "leave it null")
-
-
 def refuse_open_mutation(config: Config) -> Iterator[Finding]:
     """Actions on alerts (`alerts.routes`) without `alerts.auth.bearer_token_file`, at any address. (The API changes
     nothing at any address without `web.bearer_token_file`.)"""
@@ -269,11 +263,21 @@ def warn_unused_token(config: Config) -> Iterator[Finding]:
         yield Finding(("alerts", "routes"), "is empty", "alerts are received, and nothing is done")
 
 
+def warn_clear_tokens(config: Config) -> Iterator[Finding]:
+    """A bearer token file (`web.bearer_token_file`, `alerts.auth.bearer_token_file`) on an address that others can
+    reach, without TLS (`web.config_file`): the tokens cross the network unencrypted."""
+    web = config.web
+    if web.is_loopback or web.config_file is not None:
+        return
+    if web.bearer_token_file is not None or config.alerts.auth.bearer_token_file is not None:
+        found = f"null, and {web.listen_address} can be reached by others"
+        yield Finding(("web", "config_file"), found, "bearer tokens cross the network unencrypted: use TLS")
+
+
 RULES: tuple[Rule, ...] = (
     refuse_missing_store,
     refuse_repeated_names,
     refuse_shared_keys,
-    refuse_unavailable,
     refuse_open_mutation,
     refuse_unfit_routes,
 )
@@ -285,7 +289,7 @@ QUEUE_RULES: tuple[QueueRule, ...] = (
     refuse_low_max_ttl,
     refuse_unavailable_in_queue,
 )
-WARNINGS: tuple[Rule, ...] = (warn_clear_password, warn_unused_token)
+WARNINGS: tuple[Rule, ...] = (warn_clear_password, warn_unused_token, warn_clear_tokens)
 QUEUE_WARNINGS: tuple[QueueRule, ...] = (warn_useless_early, warn_hasty_recovery)
 
 

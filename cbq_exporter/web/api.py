@@ -17,7 +17,7 @@ from cbq_exporter.errors import CbqError, PreconditionChanged, RefusedError, Sto
 from cbq_exporter.model import Actor, Mode, Trigger
 from cbq_exporter.services.operations import Executed, Operation, Plan
 from cbq_exporter.store.answers import Answers
-from cbq_exporter.web import bodies, expect, idempotency, problems
+from cbq_exporter.web import auth, bodies, expect, idempotency, problems
 from cbq_exporter.web.auth import Tokens
 from cbq_exporter.web.bodies import ACTIONS, Action, Body, Outcome
 from cbq_exporter.web.idempotency import Once
@@ -59,7 +59,7 @@ class Api:
 
     def add_to(self, app: web.Application) -> None:
         path = f"/api/v1/queues/{{queue}}/{{operation:{'|'.join(ACTIONS)}}}"
-        app.router.add_post(path, self._handle, expect_handler=expect.answer)
+        auth.ask_for_token(app, app.router.add_post(path, self._handle, expect_handler=expect.answer))
 
     async def _handle(self, request: web.Request) -> web.Response:
         try:

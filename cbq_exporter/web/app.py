@@ -40,7 +40,6 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _PATHS = "/metrics, /-/healthy, /-/ready, /api/v1/status, /api/v1/openapi.json and /"
-_API = "/api/"
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -181,29 +180,18 @@ async def _answer_errors(request: web.Request, handler: _Handler) -> web.StreamR
     """Short texts for whoever asks wrongly; a fault of ours is logged and says nothing about itself."""
     length = request.content_length
     if length is not None and length > MOST_BODY:
-        return _refusal(request, 413, f"The body may have {MOST_BODY} bytes at most.", close=True)
+        refused = problems.refusal(request, 413, f"The body may have {MOST_BODY} bytes at most.")
+        refused.force_close()
+        return refused
     try:
         return await handler(request)
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
-        refusal = _refusal(request, 405, f"Allowed here: {allowed}.")
-        refusal.headers["Allow"] = allowed
-        return refusal
+        return problems.refusal(request, 405, f"Allowed here: {allowed}.", {"Allow": allowed})
     except web.HTTPNotFound:
-        return _refusal(request, 404, f"Nothing here. There are {_PATHS}.")
+        return problems.refusal(request, 404, f"Nothing here. There are {_PATHS}.")
     except web.HTTPException as error:
-        return _refusal(request, error.status, error.reason)
+        return problems.refusal(request, error.status, error.reason)
     except Exception:
         log.exception("a request failed", extra={"path": request.path[:200]})
-        return _refusal(request, 500, "An error of the server's own; it is in the log.")
-
-
-def _refusal(request: web.Request, status: int, line: str, *, close: bool = False) -> web.Response:
-    """For programs where they ask, for people elsewhere."""
-    if request.path.startswith(_API):
-        response = problems.of_status(status, line)
-    else:
-        response = web.Response(text=line + "\n", status=status)
-    if close:
-        response.force_close()
-    return response
+        return problems.refusal(request, 500, "An error of the server's own; it is in the log.")

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiohttp import web
+
+from cbq_exporter.web import small_file
 from cbq_exporter.web.problems import Code, ProblemError
 
 log = logging.getLogger(__name__)
@@ -81,9 +82,11 @@ class Tokens:
     def _read(self) -> tuple[str, list[_Token]]:
         """What is wrong with the file (empty: nothing), and its tokens."""
         try:
-            text = _content(self._path)
+            text = small_file.read(self._path, _MOST_BYTES).decode("ascii")
+        except UnicodeDecodeError:
+            return f"{self._path}: has other characters than ASCII", []
         except (OSError, ValueError) as error:
-            return f"{self._path}: {getattr(error, 'strerror', None) or error}", []
+            return f"{self._path}: {small_file.why(error)}", []
         tokens = []
         for number, line in enumerate(text.splitlines(), 1):
             words = line.split()
@@ -98,19 +101,18 @@ class Tokens:
         return ("", tokens) if tokens else (f"{self._path}: there is no token in it", [])
 
 
-def _content(path: Path) -> str:
-    """Raises OSError or ValueError. A pipe in the place of the file is not waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("is not a file")
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError(f"has more than {_MOST_BYTES} bytes")
-    try:
-        return content.decode("ascii")
-    except UnicodeDecodeError:
-        raise ValueError("has other characters than ASCII") from None
+_ASK = web.AppKey("routes_that_ask_for_a_token", set)
+
+
+def ask_for_token(app: web.Application, route: web.AbstractRoute) -> None:
+    """Say that the handler of ``route`` lets nobody in without a bearer token: then nobody needs a password there."""
+    if _ASK not in app:
+        app[_ASK] = set()
+    app[_ASK].add(route)
+
+
+def asks_for_token(request: web.Request) -> bool:
+    return request.match_info.route in request.app.get(_ASK, ())
 
 
 def _digest(token: str) -> bytes:

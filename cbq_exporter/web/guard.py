@@ -3,7 +3,7 @@
 aiohttp bounds the size of a request's head, but lets a client take over a minute for it, and waits for ever for one
 that stops reading. The guard sits between the socket and aiohttp, sees the bytes go by and looks at all connections
 again and again while there are any. (The start of a request that came in one piece with the end of another is not
-seen: there aiohttp's minute holds.)
+seen: there aiohttp's minute holds.) A connection with TLS counts from its handshake on.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ class Guard:
     def __init__(self, limits: Limits, make: Callable[[], asyncio.Protocol]) -> None:
         self._limits = limits
         self._make = make
-        self._connections: dict[asyncio.BaseTransport, _Connection] = {}
+        self._connections: dict[asyncio.BaseProtocol, Connection] = {}  # by aiohttp's protocol
         self._next_look: asyncio.TimerHandle | None = None
         self._full = False  # said so in the log
 
-    def __call__(self) -> asyncio.Protocol:
-        return _Connection(self, self._make())
+    def __call__(self, refuses: Callable[[asyncio.Transport], str] | None = None) -> Connection:
+        """``refuses`` says, before anything is read, why the client is not let in; empty where it is."""
+        return Connection(self, self._make(), refuses)
 
     def close(self) -> None:
         """Abort whatever is still open."""
@@ -54,7 +55,7 @@ class Guard:
     async def middleware(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        connection = None if request.transport is None else self._connections.get(request.transport)
+        connection = self._connections.get(request.protocol)
         if connection is None:
             return await handler(request)
         connection.begin_request()
@@ -63,21 +64,23 @@ class Guard:
         finally:
             connection.end_request()
 
-    def opened(self, connection: _Connection) -> bool:
-        """Says whether there is room for it."""
+    def opened(self, connection: Connection) -> bool:
+        """Says whether there is room for it; there stays room until it is ``closed``."""
+        if connection.inner in self._connections:
+            return True
         if len(self._connections) >= self._limits.connections:
             if not self._full:
                 self._full = True
                 log.warning("%d connections are open: more are refused", len(self._connections))
             return False
         self._full = False
-        self._connections[connection.transport] = connection
+        self._connections[connection.inner] = connection
         if self._next_look is None:
             self._look_later()
         return True
 
-    def closed(self, connection: _Connection) -> None:
-        self._connections.pop(connection.transport, None)
+    def closed(self, connection: Connection) -> None:
+        self._connections.pop(connection.inner, None)
 
     def _look_later(self) -> None:
         self._next_look = asyncio.get_running_loop().call_later(self._limits.look_every, self._look)
@@ -94,18 +97,21 @@ class Guard:
             self._look_later()
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """Hands everything on to aiohttp's protocol, and keeps two times."""
 
-    def __init__(self, guard: Guard, inner: asyncio.Protocol) -> None:
+    def __init__(
+        self, guard: Guard, inner: asyncio.Protocol, refuses: Callable[[asyncio.Transport], str] | None
+    ) -> None:
+        self.inner = inner
+        self._refuses = refuses
         self._guard = guard
-        self._inner = inner
         self._loop = asyncio.get_running_loop()
         self._in_request = False
         self._head_since: float | None = self._loop.time()
         self._unsent_since: float | None = None
         self._accepted = False
-        self.transport: asyncio.Transport
+        self.transport: asyncio.Transport | None = None  # none yet during a handshake, which has a timeout of its own
 
     def begin_request(self) -> None:
         self._in_request = True
@@ -117,6 +123,8 @@ class _Connection(asyncio.Protocol):
 
     def trouble(self, now: float, limits: Limits) -> str:
         """Why it should be closed; empty where it is well."""
+        if self.transport is None:
+            return ""
         if self._head_since is not None and now - self._head_since > limits.head:
             return "it did not send a whole request in time"
         if not self.transport.get_write_buffer_size():
@@ -128,35 +136,42 @@ class _Connection(asyncio.Protocol):
         return ""
 
     def abort(self) -> None:
-        self.transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
 
     # --- asyncio.Protocol ------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self._head_since = self._loop.time()
         self._accepted = self._guard.opened(self)
+        why = self._refuses(self.transport) if self._accepted and self._refuses is not None else ""
+        if why:
+            log.debug("a client's connection is closed: %s", why)
+            self._accepted = False
+            self._guard.closed(self)
         if self._accepted:
-            self._inner.connection_made(transport)
+            self.inner.connection_made(transport)
         else:
-            self.transport.abort()
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._accepted:
             self._guard.closed(self)
-            self._inner.connection_lost(exc)
+            self.inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if not self._accepted:
             return
         if self._head_since is None and not self._in_request:
             self._head_since = self._loop.time()
-        self._inner.data_received(data)
+        self.inner.data_received(data)
 
     def eof_received(self) -> bool | None:
-        return self._inner.eof_received() if self._accepted else None
+        return self.inner.eof_received() if self._accepted else None
 
     def pause_writing(self) -> None:
-        self._inner.pause_writing()
+        self.inner.pause_writing()
 
     def resume_writing(self) -> None:
-        self._inner.resume_writing()
+        self.inner.resume_writing()

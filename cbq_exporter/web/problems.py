@@ -131,7 +131,18 @@ def of_status(status: int, detail: str) -> web.Response:
     return response(status, encode(status, code, detail))
 
 
-_SERVERS_OWN = frozenset({Code.NOT_FOUND, Code.METHOD, Code.TOO_LARGE, Code.FAILED})
+def refusal(request: web.Request, status: int, line: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    """For programs where they ask, for people elsewhere."""
+    if request.path.startswith(_API):
+        refused = of_status(status, line)
+    else:
+        refused = web.Response(text=line + "\n", status=status)
+    refused.headers.update(headers or {})
+    return refused
+
+
+_API = "/api/"
+_SERVERS_OWN = frozenset({Code.UNAUTHORIZED, Code.NOT_FOUND, Code.METHOD, Code.TOO_LARGE, Code.FAILED})
 
 
 def _phrase(status: int) -> str:

@@ -7,12 +7,15 @@ import errno
 import logging
 import socket
 from contextlib import suppress
+from pathlib import Path
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from cbq_exporter.errors import CbqError
 from cbq_exporter.web.guard import Guard, Limits
+from cbq_exporter.web.protection import Protection
+from cbq_exporter.web.tls_listener import TlsListener
 
 _KEEP_ALIVE = 75.0  # seconds: longer than the usual scrape intervals
 _LINGER = 1.0  # seconds for the rest of a body that nobody wants
@@ -23,25 +26,41 @@ _REACHABLE_AS = {"": "localhost", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: 
 
 
 class WebServer:
-    """Serves ``app``; an empty ``host`` is all interfaces, port 0 takes a free one."""
+    """Serves ``app``; an empty ``host`` is all interfaces, port 0 takes a free one.
 
-    def __init__(self, app: web.Application, host: str, port: int, *, limits: Limits | None = None) -> None:
+    ``config_file`` is a Prometheus web config: TLS and basic authentication.
+    """
+
+    def __init__(
+        self,
+        app: web.Application,
+        host: str,
+        port: int,
+        *,
+        config_file: Path | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         self._app = app
         self._host = host
         self._port = port
         self._limits = limits or Limits()
+        self._protection = None if config_file is None else Protection(config_file)
         self._runner: web.AppRunner | None = None
         self._guard: Guard | None = None
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | TlsListener] = []
 
     @property
     def url(self) -> str:
         """With the real port, once started, and a host that a client on this machine can use."""
         host = _REACHABLE_AS.get(self._host, self._host)
-        return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
+        scheme = "https" if self._protection is not None and self._protection.is_tls else "http"
+        return f"{scheme}://[{host}]:{self._port}" if ":" in host else f"{scheme}://{host}:{self._port}"
 
     async def start(self) -> None:
-        """Raises CbqError, in one line, where the address cannot be had."""
+        """Raises CbqError, in one line each, where the web config cannot be used or the address cannot be had."""
+        if self._protection is not None:
+            self._protection.check()
+            self._protection.add_to(self._app)
         sockets = await self._bind()
         self._guard = guard = Guard(self._limits, self._protocol)
         self._app.middlewares.insert(0, guard.middleware)
@@ -56,7 +75,10 @@ class WebServer:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         for sock in sockets:
-            self._servers.append(await loop.create_server(guard, sock=sock, backlog=_BACKLOG))
+            if self._protection is not None and self._protection.is_tls:
+                self._servers.append(TlsListener(sock, guard, self._protection, handshake=self._limits.head))
+            else:
+                self._servers.append(await loop.create_server(guard, sock=sock, backlog=_BACKLOG))
 
     async def stop(self) -> None:
         """Close the sockets, let answers under way finish for a moment, end all connections."""
@@ -69,6 +91,8 @@ class WebServer:
         if self._guard is not None:
             self._guard.close()
             self._guard = None
+        if self._protection is not None:
+            self._protection.close()
 
     def _protocol(self) -> asyncio.Protocol:
         assert self._runner is not None

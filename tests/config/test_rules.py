@@ -123,11 +123,6 @@ CASES = [
         "queues[0].delivery.request.body: found a renderer; is not available yet in this version: use data or item",
     ),
     Case(
-        rules.refuse_unavailable,
-        "web: {config_file: web.yml}",
-        "web.config_file: found a file; is not available yet in this version: leave it null",
-    ),
-    Case(
         rules.refuse_open_mutation,
         f"alerts: {{routes: [{ROUTE}]}}",
         "alerts.auth.bearer_token_file: found null; mutation needs authentication: "
@@ -226,6 +221,17 @@ def test_a_short_timeout_needs_no_second_key(loaded: Load) -> None:
         ("queues: [{name: q, recovery: {stuck_after: 2m}}]", None),
         ("alerts: {auth: {bearer_token_file: t}}", "alerts.routes: is empty: alerts are received, and nothing is done"),
         (f"alerts: {{auth: {{bearer_token_file: t}}, routes: [{ROUTE}]}}", None),
+        (
+            "web: {listen_address: ':9847', bearer_token_file: t}",
+            "web.config_file: null, and :9847 can be reached by others: bearer tokens cross the network unencrypted",
+        ),
+        (
+            f"{{web: {{listen_address: 'x:1'}}, alerts: {{auth: {{bearer_token_file: t}}, routes: [{ROUTE}]}}}}",
+            "web.config_file: null, and x:1 can be reached by others",
+        ),
+        ("web: {listen_address: ':9847', bearer_token_file: t, config_file: web.yml}", None),
+        ("web: {bearer_token_file: t}", None),
+        ("web: {listen_address: ':9847'}", None),
     ],
 )
 def test_what_is_probably_not_meant_is_warned_about(loaded: Load, text: str, told: str | None) -> None:
@@ -238,12 +244,12 @@ def test_what_is_probably_not_meant_is_warned_about(loaded: Load, text: str, tol
 def test_a_configuration_made_in_code_can_be_checked() -> None:
     assert check(Config()) == ()
     config = Config(
-        web={"config_file": Path("x")},
+        alerts={"routes": [{"match": {"alertname": "A"}, "action": "recover"}]},
         queues=(QueueConfig(name="q", prefix="a"), QueueConfig(name="q", prefix="b", retry={"cap": 1})),
     )
     assert [(problem.file, problem.path) for problem in check(config)] == [
         ("configuration", "queues[1].name"),
-        ("configuration", "web.config_file"),
+        ("configuration", "alerts.auth.bearer_token_file"),
         ("configuration", "queues[1].retry.base"),
     ]
 

@@ -20,7 +20,13 @@ _ORDER = tuple(Severity)
 
 
 def judge(
-    seen: Examination, *, queue: str, stuck_after: float, lock_rule: LockRule, config_warnings: Iterable[str] = ()
+    seen: Examination,
+    *,
+    queue: str,
+    stuck_after: float,
+    lock_rule: LockRule,
+    config_warnings: Iterable[str] = (),
+    config_problems: Iterable[object] = (),
 ) -> tuple[Finding, ...]:
     """All that was checked, the worst first. ``stuck_after`` (in seconds) and ``lock_rule`` are the queue's."""
     found: list[Finding] = list(_reachable(seen))
@@ -33,6 +39,7 @@ def judge(
         found += _dead(seen, queue)
         found += _paused(seen, queue)
         found += _trash(seen)
+    found += [problem("configuration", str(one), "mend the file: the daemon refuses it") for one in config_problems]
     found += [warning("configuration", text, "change it, or leave it where it is meant") for text in config_warnings]
     return tuple(sorted(found, key=lambda finding: _ORDER.index(finding.severity)))
 
