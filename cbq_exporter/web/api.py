@@ -5,7 +5,6 @@ Nothing is looked at, let alone changed, before it is known who asks. What is do
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -20,11 +19,12 @@ from cbq_exporter.store.answers import Answers
 from cbq_exporter.web import auth, bodies, expect, idempotency, problems
 from cbq_exporter.web.auth import Tokens
 from cbq_exporter.web.bodies import ACTIONS, Action, Body, Outcome
+from cbq_exporter.web.content import BODY_TIME, read_json
 from cbq_exporter.web.idempotency import Once
 from cbq_exporter.web.problems import Code, ProblemError
 from cbq_exporter.web.status import text
 
-BODY_TIME = 10.0  # seconds for a request's body to arrive
+MOST_BODY = 64 * 1024  # bytes of a request
 
 _MOST_LINE = 1000  # characters of a line for people
 
@@ -74,7 +74,8 @@ class Api:
         actor = self._actor(request)
         action, queue = ACTIONS[request.match_info["operation"]], self._queue(request)
         key = idempotency.key_of(request.headers.getall(idempotency.HEADER, ()))
-        body = bodies.read(action.body, await self._content(request))
+        content = await read_json(request, most=MOST_BODY, body_time=self._body_time)
+        body = bodies.read(action.body, content)
         once = Once(self._answers[queue], key, actor=actor.name, request=_identity(action, body))
         try:
             if (before := await once.look()) is not None:
@@ -83,11 +84,11 @@ class Api:
             if (before := await once.begin()) is not None:
                 return before
         except CbqError as error:
-            raise _problem(error) from error
+            raise problem_of(error) from error
         try:
             executed = await self._operations.execute(plan, actor=actor, reason=body.reason, dry_run=body.dry_run)
         except CbqError as error:
-            problem = _problem(error)
+            problem = problem_of(error)
             if not isinstance(error, StoreError):  # else it is not known how far it came
                 await once.end(problem.status, problem.body())
             raise problem from error
@@ -113,26 +114,6 @@ class Api:
             raise ProblemError(Code.OBSERVED, f"the mode of queue {name} is observe: nothing of it is ever changed")
         return name
 
-    async def _content(self, request: web.Request) -> bytes:
-        if (
-            len(request.headers.getall("Content-Type", ())) != 1
-            or request.content_type != "application/json"
-            or (request.charset or "utf-8").lower() not in ("utf-8", "utf8")
-            or request.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
-        ):
-            raise ProblemError(Code.CONTENT_TYPE, "the body must be application/json in UTF-8, and not compressed")
-        try:
-            async with asyncio.timeout(self._body_time):
-                return await request.read()
-        except TimeoutError:
-            raise ProblemError(
-                Code.SLOW_BODY, f"the body did not arrive within {self._body_time:g} s", headers={"Connection": "close"}
-            ) from None
-        except web.HTTPRequestEntityTooLarge:
-            raise ProblemError(Code.TOO_LARGE, "the body may have 64 KiB at most") from None
-        except (web.RequestPayloadError, ConnectionError):
-            raise ProblemError(Code.INVALID_BODY, "the body did not arrive whole") from None
-
 
 def _identity(action: Action, body: Body) -> bytes:
     """The same for two requests that ask for the same."""
@@ -152,7 +133,7 @@ def _outcome(action: Action, queue: str, body: Body, plan: Plan, executed: Execu
     )
 
 
-def _problem(error: CbqError) -> ProblemError:
+def problem_of(error: CbqError) -> ProblemError:
     if isinstance(error, RefusedError):
         return ProblemError(Code.REFUSED, str(error))
     if isinstance(error, PreconditionChanged):

@@ -17,14 +17,14 @@ from cbq_exporter.config.models import Config
 from cbq_exporter.metrics.exposition import Exposition, choose
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import Snapshot
-from cbq_exporter.web import expect, openapi, problems
-from cbq_exporter.web.api import Api
+from cbq_exporter.web import alerts, expect, openapi, problems
+from cbq_exporter.web.alerts import AlertWebhook
+from cbq_exporter.web.api import MOST_BODY, Api
 from cbq_exporter.web.page import CONTENT_SECURITY_POLICY, page
 from cbq_exporter.web.status import document
 
 log = logging.getLogger(__name__)
 
-MOST_BODY = 64 * 1024  # bytes of a request
 DEADLINE = 10.0  # seconds that reading may take where the client does not say
 _MOST_DEADLINE = 60.0
 _MARGIN = 0.5  # seconds kept back of what the scraper waits, for rendering and the way
@@ -61,8 +61,8 @@ class Backend(Protocol):
     def not_healthy(self) -> list[str]: ...
 
 
-def create_app(backend: Backend, api: Api | None = None) -> web.Application:
-    """Without ``api`` nothing can be changed over HTTP."""
+def create_app(backend: Backend, api: Api | None = None, webhook: AlertWebhook | None = None) -> web.Application:
+    """Without ``api`` and ``webhook`` nothing can be changed over HTTP."""
     handlers = _Handlers(backend)
     app = web.Application(middlewares=[_answer_errors], client_max_size=MOST_BODY)
     app.on_response_prepare.append(_add_headers)
@@ -77,6 +77,8 @@ def create_app(backend: Backend, api: Api | None = None) -> web.Application:
         app.router.add_get(path, handler, expect_handler=expect.answer)
     if api is not None:
         api.add_to(app)
+    if webhook is not None:
+        webhook.add_to(app)
     expect.guard_other_paths(app)
     return app
 
@@ -179,7 +181,7 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
 async def _answer_errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Short texts for whoever asks wrongly; a fault of ours is logged and says nothing about itself."""
     length = request.content_length
-    if length is not None and length > MOST_BODY:
+    if length is not None and length > MOST_BODY and request.path != alerts.PATH:  # that one looks itself
         refused = problems.refusal(request, 413, f"The body may have {MOST_BODY} bytes at most.")
         refused.force_close()
         return refused

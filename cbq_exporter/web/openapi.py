@@ -10,6 +10,9 @@ import msgspec
 
 from cbq_exporter import __version__
 from cbq_exporter.model import ReleaseReason
+from cbq_exporter.services.alert_body import WebhookBody
+from cbq_exporter.web import alerts
+from cbq_exporter.web.alerts import AlertsAnswer
 from cbq_exporter.web.bodies import ACTIONS, Action, Outcome
 from cbq_exporter.web.idempotency import HEADER, REPLAYED
 from cbq_exporter.web.problems import CONTENT_TYPE, MEANINGS, Code, Problem
@@ -54,6 +57,8 @@ curl -sS http://127.0.0.1:9847/api/v1/queues/callbacks/recover \\
 
 The daemon speaks plain HTTP: beyond this machine, put a proxy with TLS in front of it, or tokens can be read on the
 way. Browsers of other origins are given nothing.
+
+`POST /api/v1/alerts` is for Alertmanager: [alerts.md](alerts.md).
 """
 
 _IDEMPOTENCY = f"""\
@@ -81,7 +86,8 @@ people, `code` is for programs, and `field` names the member of the body that is
 
 def document() -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(
-        [Outcome, Problem, *(action.body for action in ACTIONS.values())], ref_template=_SCHEMAS + "{name}"
+        [Outcome, Problem, WebhookBody, AlertsAnswer, *(action.body for action in ACTIONS.values())],
+        ref_template=_SCHEMAS + "{name}",
     )
     schemas["Status"] = _STATUS
     return {
@@ -104,6 +110,7 @@ def document() -> dict[str, Any]:
                     },
                 }
             },
+            alerts.PATH: {"post": _alerts()},
             **{f"/api/v1/queues/{{queue}}/{name}": {"post": _operation(action)} for name, action in ACTIONS.items()},
         },
         "components": {
@@ -129,7 +136,7 @@ def document() -> dict[str, Any]:
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "A token of web.bearer_token_file.",
+                    "description": "A token of web.bearer_token_file; for alerts, of alerts.auth.bearer_token_file.",
                 }
             },
         },
@@ -176,6 +183,21 @@ def _operation(action: Action) -> dict[str, Any]:
             "200": done,
             **{str(status): {"$ref": f"#/components/responses/{status}"} for status in _statuses()},
         },
+    }
+
+
+def _alerts() -> dict[str, Any]:
+    answers = {str(status): {"$ref": f"#/components/responses/{status}"} for status in _statuses() if status != 422}
+    return {
+        "operationId": "alerts",
+        "summary": "Let alerts cause what the configuration says: Alertmanager's webhook, version 4.",
+        "description": "Other members than these are passed over.",
+        "security": [{"token": []}],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": _SCHEMAS + WebhookBody.__name__}}},
+        },
+        "responses": {"200": _json("What becomes of each alert.", "AlertsAnswer"), **answers},
     }
 
 

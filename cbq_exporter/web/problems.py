@@ -38,6 +38,7 @@ class Code(StrEnum):
     KEY_IN_USE = "key_in_use"
     TOO_LARGE = "too_large"
     CONTENT_TYPE = "content_type"
+    INVALID_ALERTS = "invalid_alerts"
     INVALID_BODY = "invalid_body"
     INVALID_KEY = "invalid_key"
     KEY_REUSED = "key_reused"
@@ -49,8 +50,12 @@ class Code(StrEnum):
 
 
 MEANINGS: Mapping[Code, tuple[int, str]] = {
+    Code.INVALID_ALERTS: (400, "The body is not what Alertmanager sends: its webhook of version 4."),
     Code.UNAUTHORIZED: (401, "No token, a wrong one, or more than one `Authorization`."),
-    Code.NO_TOKEN_FILE: (403, "`web.bearer_token_file` is not set: the API changes nothing."),
+    Code.NO_TOKEN_FILE: (
+        403,
+        "`web.bearer_token_file` (for alerts `alerts.auth.bearer_token_file`) is not set: nothing is changed.",
+    ),
     Code.OBSERVED: (403, "The queue's mode is observe: nothing of it is ever changed."),
     Code.REFUSED: (403, "A safety rule said no; `detail` says which, and what would be needed."),
     Code.UNKNOWN_QUEUE: (404, "No queue of that name is configured."),
@@ -63,7 +68,7 @@ MEANINGS: Mapping[Code, tuple[int, str]] = {
         409,
         "The request with this key is under way, or its outcome is unknown: look at the audit before trying another.",
     ),
-    Code.TOO_LARGE: (413, "The body is larger than 64 KiB."),
+    Code.TOO_LARGE: (413, "The body is larger than 64 KiB; of alerts, than 1 MiB or 1,000 of them."),
     Code.CONTENT_TYPE: (415, "The body must be `application/json`, not compressed."),
     Code.INVALID_BODY: (422, "The body is not what is needed; `field` names the member that is wrong."),
     Code.INVALID_KEY: (422, "`Idempotency-Key` must be there once at most, with 1 to 200 printable characters."),
