@@ -14,6 +14,7 @@ import sys
 from cbq_exporter import __version__
 from cbq_exporter.clock import Clock
 from cbq_exporter.config import Config, Loaded, QueueConfig, warnings
+from cbq_exporter.daemon.alerting import Alerting
 from cbq_exporter.daemon.attendant import Attendant
 from cbq_exporter.daemon.loops import Loops
 from cbq_exporter.daemon.schedule import Schedule
@@ -107,7 +108,8 @@ class Application:
             self.config, url, lock_value=_lock_value(self._clock), on_error=self.instruments.redis_error
         )
         web = self.config.web
-        app = create_app(self, self._api(self._store))
+        alerting = self._alerting(self._store)
+        app = create_app(self, self._api(self._store), alerting.webhook)
         self._web = WebServer(app, web.host, web.port, config_file=web.config_file)
         await self._web.start()
         self._schedule.every(_PROBE, _PROBE_EVERY, self._store.reader.probe)
@@ -115,6 +117,7 @@ class Application:
             self._attendants[queue.name] = self._attendant(queue, self._store)
         for attendant in self._attendants.values():
             attendant.start()
+        alerting.start()
         self._schedule.start()
         self._loops.add("the scheduler's watchdog", watch(self._schedule))
         self._started = True
@@ -132,6 +135,10 @@ class Application:
     def _api(self, store: Store) -> Api:
         answers = {name: Answers(store.connections, queue.keys) for name, queue in store.queues.items()}
         return Api(self.config, Operations(self.config, store, self._audit(store)), answers)
+
+    def _alerting(self, store: Store) -> Alerting:
+        operations = Operations(self.config, store, self._audit(store))
+        return Alerting(self.config, store, operations, self.instruments, self._schedule, self._clock)
 
     def _audit(self, store: Store) -> Audit:
         return Audit(store, count=self.instruments.operation_ended)

@@ -17,7 +17,7 @@ from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.config import Config, QueueConfig
 from cbq_exporter.errors import CbqError, PreconditionChanged, RefusedError, StoreError
 from cbq_exporter.logs import printable
-from cbq_exporter.model import Actor, AlertAction, AlertOutcome, Trigger
+from cbq_exporter.model import Actor, AlertAction, AlertOutcome, Mode, Trigger
 from cbq_exporter.phrases import age
 from cbq_exporter.policy import lock
 from cbq_exporter.policy.alerts import Act, Alert, decide, route_key, target_key
@@ -79,7 +79,7 @@ class AlertResponder:
         self._queues: dict[str, QueueConfig] = {queue.name: queue for queue in config.queues}
         self._modes = {queue.name: queue.mode for queue in config.queues}
         self._connections = store.connections
-        self._keys = {name: queue.keys for name, queue in store.queues.items()}
+        self._keys = {name: store.queues[name].keys for name, mode in self._modes.items() if mode is not Mode.OBSERVE}
         self._alerts = {name: Alerts(store.connections, keys) for name, keys in self._keys.items()}
         self._operations = operations
         self._count = count
@@ -157,6 +157,8 @@ class AlertResponder:
     async def run_once(self) -> AlertReport:
         """Carry out what is written down, of each queue one after the other. Raises StoreError."""
         ended: Counter[AlertState] = Counter()
+        if not self._routes:
+            return AlertReport(ended)
         counts = await store_alerts.waiting(self._connections, list(self._keys.values()))
         for queue, count in zip(self._keys, counts, strict=True):
             while count and (turn := await self._alerts[queue].take()) is not None:

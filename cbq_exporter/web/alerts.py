@@ -74,10 +74,14 @@ class AlertWebhook:
         count_truncated: Callable[[int], None],
         body_time: float = BODY_TIME,
     ) -> None:
-        self._responder = responder
         self._count = count
         self._count_truncated = count_truncated
         self._body_time = body_time
+        self.reconfigure(tokens, responder)
+
+    def reconfigure(self, tokens: Path | None, responder: Responder) -> None:
+        """From the next request on."""
+        self._responder = responder
         self._tokens = None if tokens is None else Tokens(tokens, SETTING)
         if self._tokens is not None:
             self._tokens.check()
