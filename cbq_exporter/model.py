@@ -384,7 +384,8 @@ class QueueView:
     """One queue at one moment. Absent numbers are None: unknown is never zero.
 
     Timestamps are epoch seconds. ``lock_look`` is the lock as a daemon that supervises sees it; None where it is free
-    or none does. ``lock_rule`` says when it counts as left behind. ``error`` says why the rest is missing.
+    or none does. ``lock_rule`` says when it counts as left behind. ``memory`` is bytes, as last measured. ``error`` says
+    why the rest is missing.
     """
 
     queue: str
@@ -401,6 +402,7 @@ class QueueView:
     lock_rule: LockRule | None = None
     last_send_at: float | None = None
     source_stats: Mapping[str, int] = field(default_factory=dict)
+    memory: int | None = None
     paused: bool | None = None
     paused_destinations: int | None = None
     error: str | None = None

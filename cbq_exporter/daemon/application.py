@@ -10,25 +10,30 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 from cbq_exporter import __version__
 from cbq_exporter.clock import Clock
-from cbq_exporter.config import Config, Loaded, QueueConfig, warnings
+from cbq_exporter.config import Changes, Config, Loaded, QueueConfig, warnings
 from cbq_exporter.daemon.alerting import Alerting
 from cbq_exporter.daemon.attendant import Attendant
+from cbq_exporter.daemon.attendants import Attendants
 from cbq_exporter.daemon.loops import Loops
+from cbq_exporter.daemon.reloading import Reloader
 from cbq_exporter.daemon.schedule import Schedule
 from cbq_exporter.daemon.watchdog import SILENCE, watch
 from cbq_exporter.errors import CbqError
 from cbq_exporter.metrics.instruments import Instruments
-from cbq_exporter.model import Snapshot
+from cbq_exporter.model import Actor, Snapshot
 from cbq_exporter.services.audit import Audit
+from cbq_exporter.services.measurer import MEASURE_EVERY, Measurer
 from cbq_exporter.services.operations import Operations
 from cbq_exporter.store.answers import Answers
 from cbq_exporter.store.embedded import EmbeddedServer
 from cbq_exporter.store.opening import Store, make_store
 from cbq_exporter.web.api import Api
 from cbq_exporter.web.app import create_app
+from cbq_exporter.web.reload import ReloadRoute
 from cbq_exporter.web.server import WebServer
 from cbq_exporter.web.tls import check_web_config
 
@@ -42,24 +47,27 @@ _EXAMPLE_URL = "http://127.0.0.1:8000/"
 class Application:
     """Also what the web server asks: see ``web.app.Backend``."""
 
-    def __init__(self, loaded: Loaded, clock: Clock) -> None:
+    def __init__(self, loaded: Loaded, clock: Clock, on_config: Callable[[Config], None] | None = None) -> None:
+        """``on_config`` is told each configuration that takes the place of the first one."""
         self.config: Config = loaded.config
         self._source = loaded.source
         self._clock = clock
         self.instruments = Instruments([queue.name for queue in self.config.queues])
-        self.instruments.config_reloaded(True, clock.now())
+        self._on_config = on_config
         self._schedule = Schedule(self.instruments, clock)
+        self._reloader = Reloader(loaded.source, lambda: self.config, self._take_over, self.instruments, clock)
         self._embedded: EmbeddedServer | None = None
         self._store: Store | None = None
+        self._api: Api | None = None
         self._web: WebServer | None = None
-        self._attendants: dict[str, Attendant] = {}
+        self._attendants = Attendants(self.instruments)
         self._loops = Loops()
         self._started = self._stopping = False
 
     # --- what the web server asks ------------------------------------------------------------
 
     async def snapshot(self, timeout: float) -> Snapshot:
-        for attendant in self._attendants.values():
+        for attendant in self._attendants:
             attendant.report_in_flight()
         assert self._store is not None
         return await self._store.reader.snapshot(timeout)
@@ -74,10 +82,10 @@ class Application:
         trouble = self._schedule.trouble(_PROBE)
         if trouble is not None:
             return [*reasons, trouble]
-        for name, attendant in self._attendants.items():
+        for attendant in self._attendants:
             trouble = attendant.trouble()
             if trouble is not None:
-                reasons.append(f"queue {name}: {trouble}")
+                reasons.append(f"queue {attendant.name}: {trouble}")
         return reasons
 
     def not_healthy(self) -> list[str]:
@@ -88,7 +96,7 @@ class Application:
         if self._schedule.silent_for > SILENCE:
             reasons.append(f"the scheduler has run nothing for {self._schedule.silent_for:.0f} s")
         ended = self._loops.ended()
-        for attendant in self._attendants.values():
+        for attendant in self._attendants:
             ended += attendant.ended_loops()
         return reasons + [f"{name} has ended" for name in ended]
 
@@ -108,18 +116,16 @@ class Application:
             self.config, url, lock_value=_lock_value(self._clock), on_error=self.instruments.redis_error
         )
         web = self.config.web
-        alerting = self._alerting(self._store)
-        app = create_app(self, self._api(self._store), alerting.webhook)
+        self._api = Api(self.config, self._operations(self.config, self._store), _answers(self._store))
+        app = create_app(self, self._api, ReloadRoute(self._api, self._reloader.reload))
         self._web = WebServer(app, web.host, web.port, config_file=web.config_file)
         await self._web.start()
         self._schedule.every(_PROBE, _PROBE_EVERY, self._store.reader.probe)
-        for queue in self.config.queues:
-            self._attendants[queue.name] = self._attendant(queue, self._store)
-        for attendant in self._attendants.values():
-            attendant.start()
-        alerting.start()
+        self._schedule.every("measure", MEASURE_EVERY, Measurer(self._store.reader).run_once)
+        self._attendants.start([self._attendant(queue, self._store) for queue in self.config.queues])
         self._schedule.start()
         self._loops.add("the scheduler's watchdog", watch(self._schedule))
+        self._loops.add("reloading", self._reloader.run())
         self._started = True
         log.info(
             "started",
@@ -132,9 +138,8 @@ class Application:
             },
         )
 
-    def _api(self, store: Store) -> Api:
-        answers = {name: Answers(store.connections, queue.keys) for name, queue in store.queues.items()}
-        return Api(self.config, Operations(self.config, store, self._audit(store)), answers)
+    def _operations(self, config: Config, store: Store) -> Operations:
+        return Operations(config, store, self._audit(store))
 
     def _alerting(self, store: Store) -> Alerting:
         operations = Operations(self.config, store, self._audit(store))
@@ -163,19 +168,50 @@ class Application:
             f"Enqueue one callback: {program} enqueue{option}{one} --url {_EXAMPLE_URL} --data '{{\"hello\": 1}}'",
         ]
 
+    # --- reload ------------------------------------------------------------------------------
+
+    def ask_to_reload(self) -> None:
+        """Soon, once the daemon has started; what comes of it is in the log and in the metrics."""
+        self._reloader.ask()
+
+    async def _take_over(self, config: Config, changes: Changes, actor: Actor) -> None:
+        """Raises CbqError; with the old configuration in place, unless a queue could not be started."""
+        if not self._started or self._store is None:
+            raise CbqError("the daemon is starting: try again in a moment")
+        store, before = self._store.with_queues(config), self._audit(self._store)
+        new = self._successors(config, changes, store)
+        # Nothing can fail from here on. Whatever depends on the configuration is told of it here.
+        self.config, self._store = config, store
+        store.read_queues(config)
+        if self._api is not None:
+            self._api.reconfigure(config, self._operations(config, store), _answers(store))
+        if self._on_config is not None:
+            self._on_config(config)
+        await self._attendants.replace(new, changes.removed, config.shutdown.grace)
+
+    def _successors(self, config: Config, changes: Changes, store: Store) -> list[Attendant]:
+        """Those of the queues that are new or changed, not started yet."""
+        try:
+            return [
+                self._attendant(queue, store)
+                for queue in config.queues
+                if queue.name in changes.added or queue.name in changes.changed
+            ]
+        except Exception as error:
+            for name in changes.added:
+                self.instruments.forget_queue(name)
+            if isinstance(error, CbqError):
+                raise
+            raise CbqError(f"a queue cannot be made ready: {error}") from error
+
     # --- stop --------------------------------------------------------------------------------
 
     async def stop(self) -> None:
         """Finish what is in flight, put back the rest, and close everything in the order of need."""
         self._stopping = True
-        attendants = self._attendants.values()
-        for attendant in attendants:
-            attendant.stop_claiming()
-        grace = self.config.shutdown.grace
-        results = await asyncio.gather(*(attendant.close(grace) for attendant in attendants), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                log.error("a queue could not be closed in order", exc_info=result)
+        self._reloader.refuse()
+        await self._attendants.close(self.config.shutdown.grace)
+        await self._reloader.end()
         await self._schedule.stop()
         await self._loops.stop()
         if self._web is not None:
@@ -190,6 +226,10 @@ class Application:
         """Before an exit without a stop: leave no server behind."""
         if self._embedded is not None and self._embedded.pid is not None:
             os.kill(self._embedded.pid, signal.SIGTERM)
+
+
+def _answers(store: Store) -> dict[str, Answers]:
+    return {name: Answers(store.connections, queue.keys) for name, queue in store.queues.items()}
 
 
 def _lock_value(clock: Clock) -> str:

@@ -141,6 +141,14 @@ CATALOGUE: tuple[Definition, ...] = (
         "Destinations that an operator has paused.",
         "Callbacks of theirs wait in retry.",
     ),
+    Definition(
+        "queue_memory_bytes",
+        "gauge",
+        _QUEUE,
+        "Memory that the queue's keys take, by samples; without what a reset moved. Measured in the background; "
+        "absent until it is.",
+        "Which queue it is that fills Redis.",
+    ),
     Definition("redis_memory_used_bytes", "gauge", (), "Memory that Redis uses.", "A queue that is full of payloads."),
     Definition(
         "redis_memory_max_bytes",

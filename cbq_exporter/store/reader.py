@@ -20,6 +20,7 @@ from cbq_exporter.store.keys import QueueKeys
 
 _GRACE_MS = 1000  # a retry is overdue when it was due longer ago than this
 _CLOCKS_DIFFER_MS = 500  # more than this, and what is counted by time is counted again
+_MEMORY_SAMPLES = 20  # elements of each key whose memory is measured; the rest is taken to be like them
 
 Command = tuple[str | int, ...]
 
@@ -42,7 +43,8 @@ class Source:
 class Reader:
     """Reads all queues at once. Calls that overlap share one read.
 
-    It remembers between reads what the server forgets: the time of the last send, whose key lives 60 s.
+    It remembers between reads what the server forgets: the time of the last send, whose key lives 60 s; and what is
+    not asked for at each read: the memory of the queues.
     """
 
     def __init__(self, connections: Connections, sources: Sequence[Source], *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -51,6 +53,7 @@ class Reader:
         self._clock = clock
         self._ahead_ms = 0.0  # the server's clock less ours
         self._last_send_at: dict[str, float] = {}
+        self._memory: dict[QueueKeys, int] = {}  # bytes, as last measured
         self._reading: asyncio.Task[Snapshot] | None = None
 
     def read_instead(self, sources: Sequence[Source]) -> None:
@@ -77,6 +80,33 @@ class Reader:
         return self._down(
             f"Redis at {self._connections.shown_as} did not answer within {timeout or READ_TIMEOUT:g} s", began
         )
+
+    async def measure(self) -> dict[str, StoreError]:
+        """Ask for what snapshots show from memory: the queues' memory, and when each last sent. One round trip.
+
+        The errors are by queue; its memory is unknown then. Raises StoreUnavailable, and no queue's memory is known.
+        """
+        sources = self._sources
+        commands = [command for source in sources for command in _measuring(source.keys)]
+        width = len(commands) // len(sources) if sources else 0
+        try:
+            answers = await self._connections.read_many(commands)
+        except StoreError:
+            self._memory = {}
+            raise
+        measured: dict[QueueKeys, int] = {}
+        errors: dict[str, StoreError] = {}
+        for number, source in enumerate(sources):
+            last_send, *sizes = answers[number * width : (number + 1) * width]
+            if not isinstance(last_send, StoreError):
+                self._remembered(source.name, last_send)
+            refused = [size for size in sizes if isinstance(size, StoreError)]
+            if refused:
+                errors[source.name] = refused[0]
+            else:
+                measured[source.keys] = sum(size or 0 for size in sizes)  # None: no such key
+        self._memory = measured
+        return errors
 
     async def probe(self) -> None:
         """Whether the server can be used; raises StoreUnavailable where not.
@@ -188,6 +218,7 @@ class Reader:
             lock_rule=None if look is None else source.lock_rule,
             last_send_at=self._remembered(source.name, last_send),
             source_stats=_stats(stats),
+            memory=self._memory.get(source.keys),
             paused=bool(paused),
             paused_destinations=pauses - paused,
         )
@@ -233,6 +264,24 @@ def _commands(source: Source, now_ms: int) -> list[Command]:
         ("HEXISTS", keys.paused, ""),
         ("HLEN", keys.paused),
     ]
+
+
+def _measuring(keys: QueueKeys) -> list[Command]:
+    """For one queue: the last send, and the memory of each key that grows with the callbacks."""
+    growing = (
+        keys.pending,
+        keys.processing,
+        keys.leases,
+        keys.retry,
+        keys.dead,
+        keys.records,
+        keys.payloads,
+        keys.returned,
+        keys.sightings,
+        keys.audit,
+    )
+    usage: list[Command] = [("MEMORY", "USAGE", key, "SAMPLES", _MEMORY_SAMPLES) for key in growing]
+    return [("GET", keys.last_send), *usage]
 
 
 def _claimed_at(leases: list[bytes]) -> float | None:

@@ -40,6 +40,7 @@ BUSY = QueueView(
     lock_rule=LOCK_RULE,
     last_send_at=AT - 0.25,
     source_stats={"queued": 1340, "sent": 100, "failed": 3},
+    memory=1_536_000,
     paused=False,
     paused_destinations=2,
 )

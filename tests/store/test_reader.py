@@ -232,12 +232,50 @@ def test_the_cost_is_one_round_trip_of_cheap_commands(each_server: Server) -> No
     asyncio.run(scenario())
 
 
+def test_memory_is_measured_apart_with_as_many_commands_whatever_waits(each_server: Server) -> None:
+    async def scenario() -> None:
+        a, b = QueueConfig(name="a", prefix="a"), QueueConfig(name="b", prefix="b")
+        async with opened(each_server.url, a, b) as store:
+            await store.queues["a"].enqueue([payload(number) + b" " * 1000 for number in range(2000)])
+            assert [view.memory for view in (await store.reader.snapshot()).queues] == [None, None]
+            each_server.client.config_resetstat()
+            before = socket_reads(each_server)
+            assert await store.reader.measure() == {}
+            assert socket_reads(each_server) - before == 2  # the other one is our question itself
+            usage = "memory|usage" if "memory|usage" in calls(each_server) else "memory"
+            assert {name: calls(each_server)[name] for name in (usage, "get")} == {usage: 20, "get": 2}
+            full, empty = (await store.reader.snapshot()).queues
+            assert full.memory == pytest.approx(2000 * 1100, rel=0.2)
+            assert empty.memory == 0
+            # What was measured once is not shown for ever.
+            await asyncio.to_thread(each_server.send_signal, signal.SIGSTOP)
+            try:
+                with pytest.raises(StoreError):
+                    await store.reader.measure()
+            finally:
+                each_server.send_signal(signal.SIGCONT)
+            assert [view.memory for view in (await store.reader.snapshot()).queues] == [None, None]
+
+    asyncio.run(scenario())
+
+
+def test_measuring_sees_a_send_that_no_read_came_in_time_for(each_server: Server) -> None:
+    async def scenario() -> None:
+        async with opened(each_server.url) as store:
+            each_server.client.set("callback_queue:last_send_time", "1764000000.25")
+            await store.reader.measure()
+            each_server.client.delete("callback_queue:last_send_time")
+            assert only(await store.reader.snapshot()).last_send_at == 1764000000.25
+
+    asyncio.run(scenario())
+
+
 def test_calls_at_the_same_time_share_one_read(each_server: Server) -> None:
     async def scenario() -> None:
         async with opened(each_server.url) as store:
             each_server.client.config_resetstat()
             gone = asyncio.create_task(store.reader.snapshot())
-            others = [asyncio.create_task(store.reader.snapshot(5)) for _ in range(20)]
+            others = [asyncio.create_task(store.reader.snapshot(5)) for _ in range(200)]
             await asyncio.sleep(0)
             gone.cancel()  # who leaves takes nothing away from the others
             first, *rest = await asyncio.gather(*others)
@@ -299,6 +337,10 @@ def test_a_user_who_may_only_read_is_enough(each_server: Server, rights: str) ->
             assert snapshot.at == pytest.approx(time.time(), abs=1)
             # What it may not ask for is unknown.
             assert (snapshot.memory_used is not None) == (snapshot.server != "") == ("+info" in rights)
+            assert await store.reader.measure() == {}
+            command(each_server, "ACL", "SETUSER", "viewer", "-memory")
+            assert (await store.reader.measure())["callbacks"].kind == "permission"
+            assert only(await store.reader.snapshot()).memory is None
             with pytest.raises(StoreError):
                 await store.queues["callbacks"].enqueue([payload(2)])
 
