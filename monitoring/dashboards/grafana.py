@@ -86,7 +86,7 @@ def _variable(variable: Variable) -> dashboard.QueryVariable:
         dashboard.QueryVariable(variable.name)
         .label(variable.title)
         .datasource(_SOURCE)
-        .query({"query": variable.values, "refId": "StandardVariableQuery"})
+        .query(variable.values)
         .definition(variable.values)
         .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(model.VariableSort.ALPHABETICAL_ASC)
