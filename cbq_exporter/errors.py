@@ -54,9 +54,17 @@ class UsageError(CbqError):
 
 
 class RefusedError(CbqError):
-    """A safety rule refused, or the operator answered no."""
+    """A safety rule refused, or the operator answered no.
+
+    ``unless`` names what would override the rule, such as ``force``. How that is given differs between the command
+    line and the API: each says it in its own way.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, unless: str | None = None) -> None:
+        self.unless = unless
+        super().__init__(message)
 
 
 class StoreError(CbqError):

@@ -18,7 +18,7 @@ import click
 
 from cbq_exporter import __version__
 from cbq_exporter.cli import options
-from cbq_exporter.errors import CbqError, ConfigError, UsageError
+from cbq_exporter.errors import CbqError, ConfigError, RefusedError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT
 PIPE_CLOSED = 141  # 128 + SIGPIPE
@@ -122,6 +122,8 @@ def _explain(error: Exception) -> int:
         for problem in error.problems:
             _say(str(problem), error.exit_code)
         return error.exit_code
+    if isinstance(error, RefusedError) and error.unless is not None:
+        return _say(f"{error}, or add --{error.unless}", error.exit_code)
     if isinstance(error, CbqError):
         return _say(str(error), error.exit_code)
     return _say(f"unexpected {type(error).__name__}: {error}; run it again with --debug to see where", 1)

@@ -135,7 +135,8 @@ def _outcome(action: Action, queue: str, body: Body, plan: Plan, executed: Execu
 
 def problem_of(error: CbqError) -> ProblemError:
     if isinstance(error, RefusedError):
-        return ProblemError(Code.REFUSED, str(error))
+        hint = "" if error.unless is None else f', or set "{error.unless}": true'
+        return ProblemError(Code.REFUSED, f"{error}{hint}")
     if isinstance(error, PreconditionChanged):
         return ProblemError(Code.CHANGED, str(error))
     if isinstance(error, StoreUnavailable):

@@ -110,7 +110,7 @@ def test_reset_and_undo(cli: Cli) -> None:
         "callbacks holds 2 pending",
         LOCK,
         "move 2 callbacks, the statistics and the lock (which frees it) to the trash; they are kept for 7d",
-        "cbq-exporter undo puts them back, in front of what arrives until then",
+        "undo puts them back, in front of what arrives until then",
     ]
     assert says(cli, "reset", "--dry-run") == (0, [*plan, "dry run: nothing was changed"])
     assert says(cli, "reset") == (

@@ -98,6 +98,7 @@ def test_a_healthy_lock_is_not_released_without_force(server: Server, tmp_path: 
     with real(server, tmp_path) as api:
         told = problem(api.post("callbacks/unlock", {"reason": "it hangs"}))
         assert (told["status"], told["code"]) == (403, "refused")
+        assert told["detail"].endswith('by itself; wait for that, or set "force": true')
         assert server.client.exists("one:lock")
         assert not api.done("callbacks/unlock", {"force": True})["nothing_to_do"]
         assert not server.client.exists("one:lock")

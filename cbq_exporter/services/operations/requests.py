@@ -123,7 +123,8 @@ class Plan:
     """What an operation would do now.
 
     ``summary`` are lines for people: the state first, then what would be done. ``before`` goes into the audit.
-    ``refusal`` says why it will not be done; ``question`` is what to ask a person. The rest is what was looked at, to
+    ``refusal`` says why it will not be done, ``unless`` what would override that; ``question`` is what to ask a person.
+    The rest is what was looked at, to
     be compared when it is executed.
     """
 
@@ -132,6 +133,7 @@ class Plan:
     counts: Mapping[str, int] = field(default_factory=dict)
     before: Mapping[str, Any] = field(default_factory=dict)
     refusal: str | None = None
+    unless: str | None = None
     nothing_to_do: bool = False
     question: str = ""
     lock: LockLook | None = None

@@ -27,23 +27,25 @@ async def plan_reset(parts: Parts, operation: Reset) -> Plan:
     contents = await parts.inspection.contents()
     name, lock = parts.config.name, contents.lock
     summary = [f"{name} holds {by_state(contents.counts)}", lock_line(lock)]
-    refusal = None
+    refusal = unless = None
     if lock is not None and is_healthy(lock, parts.config.lock.stale.max_ttl) and lock.beat_at is None:
         # A daemon's claims are fenced: what it is sending ends in the trash. Of others we know nothing.
-        refusal = None if operation.force else _refusal(lock.shown, lock.ttl or 0)
+        if not operation.force:
+            refusal, unless = _refusal(lock.shown, lock.ttl or 0), "force"
         summary.append(f"{lock.shown} may be sending now: what is under way is sent again after an undo")
     if refusal is None and len(await parts.trash.all()) >= trash.MOST:
         refusal = f"{trash.MOST} resets of {name} are kept already: undo one, or wait until one expires"
     also = ", the statistics and the lock (which frees it)" if lock else " and the statistics"
     keep = write_duration(parts.config.trash.keep)
     summary.append(f"move {callbacks(contents.callbacks)}{also} to the trash; they are kept for {keep}")
-    summary.append("cbq-exporter undo puts them back, in front of what arrives until then")
+    summary.append("undo puts them back, in front of what arrives until then")
     return Plan(
         operation,
         tuple(summary),
         contents.counts,
         {**contents.counts, **lock_fields(lock)},
         refusal=refusal,
+        unless=unless,
         nothing_to_do=_is_empty(contents),
         question=f"Reset {name}?",
         lock=lock,
@@ -53,7 +55,7 @@ async def plan_reset(parts: Parts, operation: Reset) -> Plan:
 def _refusal(holder: str, ttl: float) -> str:
     return (
         f"{holder} holds the send lock and may be sending: stop that worker and wait for the lock to expire "
-        f"(in {age(ttl)} at the latest), or add --force"
+        f"(in {age(ttl)} at the latest)"
     )
 
 

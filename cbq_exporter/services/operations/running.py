@@ -104,7 +104,7 @@ class Operations:
             raise RefusedError(f"the mode of queue {queue} is observe: this daemon changes nothing of it")
         if plan.refusal is not None:
             await self.decline(plan, actor=actor, reason=reason, why=plan.refusal)
-            raise RefusedError(plan.refusal)
+            raise RefusedError(plan.refusal, unless=plan.unless)
         if dry_run or plan.nothing_to_do:
             result = Result.DRY_RUN if dry_run else Result.DONE
             await self._record(plan, actor, reason, {}, result)

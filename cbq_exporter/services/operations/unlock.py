@@ -17,10 +17,8 @@ async def plan(parts: Parts, operation: Unlock) -> Plan:
     summary = [lock_line(lock)]
     refusal = None
     if healthy and not operation.force:
-        refusal = (
-            f"the lock is healthy: {lock.shown} holds it and it expires in {age(lock.ttl or 0)} by itself; "
-            "wait for that, or add --force"
-        )
+        expires = f"it expires in {age(lock.ttl or 0)} by itself"
+        refusal = f"the lock is healthy: {lock.shown} holds it and {expires}; wait for that"
     elif healthy:
         summary.append("it is healthy: its holder may be sending, and another may begin to beside it")
     summary.append("free it, if it is still the same then")
@@ -30,6 +28,7 @@ async def plan(parts: Parts, operation: Unlock) -> Plan:
         {"locks": 1},
         lock_fields(lock),
         refusal=refusal,
+        unless="force",
         question=f"Free the lock of {lock.shown}?",
         lock=lock,
     )
