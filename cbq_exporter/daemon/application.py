@@ -59,6 +59,7 @@ class Application:
         self._embedded: EmbeddedServer | None = None
         self._store: Store | None = None
         self._api: Api | None = None
+        self._alerting: Alerting | None = None
         self._web: WebServer | None = None
         self._attendants = Attendants(self.instruments)
         self._loops = Loops()
@@ -117,12 +118,15 @@ class Application:
         )
         web = self.config.web
         self._api = Api(self.config, self._operations(self.config, self._store), _answers(self._store))
-        app = create_app(self, self._api, ReloadRoute(self._api, self._reloader.reload))
+        operations = self._operations(self.config, self._store)
+        self._alerting = Alerting(self.config, self._store, operations, self.instruments, self._schedule, self._clock)
+        app = create_app(self, self._api, ReloadRoute(self._api, self._reloader.reload), self._alerting.webhook)
         self._web = WebServer(app, web.host, web.port, config_file=web.config_file)
         await self._web.start()
         self._schedule.every(_PROBE, _PROBE_EVERY, self._store.reader.probe)
         self._schedule.every("measure", MEASURE_EVERY, Measurer(self._store.reader).run_once)
         self._attendants.start([self._attendant(queue, self._store) for queue in self.config.queues])
+        self._alerting.start()
         self._schedule.start()
         self._loops.add("the scheduler's watchdog", watch(self._schedule))
         self._loops.add("reloading", self._reloader.run())
@@ -140,10 +144,6 @@ class Application:
 
     def _operations(self, config: Config, store: Store) -> Operations:
         return Operations(config, store, self._audit(store))
-
-    def _alerting(self, store: Store) -> Alerting:
-        operations = Operations(self.config, store, self._audit(store))
-        return Alerting(self.config, store, operations, self.instruments, self._schedule, self._clock)
 
     def _audit(self, store: Store) -> Audit:
         return Audit(store, count=self.instruments.operation_ended)
@@ -185,6 +185,8 @@ class Application:
         store.read_queues(config)
         if self._api is not None:
             self._api.reconfigure(config, self._operations(config, store), _answers(store))
+        if self._alerting is not None:
+            self._alerting.reconfigure(config, store, self._operations(config, store))
         if self._on_config is not None:
             self._on_config(config)
         await self._attendants.replace(new, changes.removed, config.shutdown.grace)

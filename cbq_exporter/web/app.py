@@ -18,8 +18,7 @@ from cbq_exporter.metrics.exposition import Exposition, choose
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import Snapshot
 from cbq_exporter.web import alerts, expect, openapi, problems
-from cbq_exporter.web.alerts import AlertWebhook
-from cbq_exporter.web.api import MOST_BODY, Api
+from cbq_exporter.web.api import MOST_BODY
 from cbq_exporter.web.page import CONTENT_SECURITY_POLICY, page
 from cbq_exporter.web.status import document
 
@@ -61,8 +60,14 @@ class Backend(Protocol):
     def not_healthy(self) -> list[str]: ...
 
 
-def create_app(backend: Backend, api: Api | None = None, webhook: AlertWebhook | None = None) -> web.Application:
-    """Without ``api`` and ``webhook`` nothing can be changed over HTTP."""
+class Routes(Protocol):
+    """What can be changed over HTTP, such as ``api.Api``."""
+
+    def add_to(self, app: web.Application) -> None: ...
+
+
+def create_app(backend: Backend, *changing: Routes) -> web.Application:
+    """Without ``changing`` nothing can be changed over HTTP."""
     handlers = _Handlers(backend)
     app = web.Application(middlewares=[_answer_errors], client_max_size=MOST_BODY)
     app.on_response_prepare.append(_add_headers)
@@ -75,10 +80,8 @@ def create_app(backend: Backend, api: Api | None = None, webhook: AlertWebhook |
         ("/api/v1/openapi.json", handlers.openapi),
     ):
         app.router.add_get(path, handler, expect_handler=expect.answer)
-    if api is not None:
-        api.add_to(app)
-    if webhook is not None:
-        webhook.add_to(app)
+    for routes in changing:
+        routes.add_to(app)
     expect.guard_other_paths(app)
     return app
 

@@ -97,7 +97,7 @@ def api_serving(
     operator = operator or NotingOperator()
     answers = {queue.name: Answers(connections, keys_of(queue), keep=keep, most=most) for queue in config.queues}
     api = Api(config, operator, answers, body_time=body_time)
-    with serving(FakeBackend(config=config), api=api) as served:
+    with serving(FakeBackend(config=config), routes=[api]) as served:
         try:
             yield ApiServing(served, operator)
         finally:

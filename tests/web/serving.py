@@ -6,7 +6,7 @@ import asyncio
 import http.client
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +14,7 @@ from typing import Any
 from cbq_exporter.config.models import Config
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import Snapshot
-from cbq_exporter.web.api import Api
-from cbq_exporter.web.app import create_app
+from cbq_exporter.web.app import Routes, create_app
 from cbq_exporter.web.guard import Limits
 from cbq_exporter.web.server import WebServer
 from tests.metrics.snapshots import MIXED, counted
@@ -91,7 +90,7 @@ def serving(
     backend: FakeBackend,
     limits: Limits | None = None,
     new_loop: Callable[[], Any] = asyncio.new_event_loop,
-    api: Api | None = None,
+    routes: Sequence[Routes] = (),
 ) -> Iterator[Serving]:
     loop = new_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -101,7 +100,7 @@ def serving(
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(20)
 
     try:
-        server = WebServer(create_app(backend, api), "127.0.0.1", 0, limits=limits)
+        server = WebServer(create_app(backend, *routes), "127.0.0.1", 0, limits=limits)
         run(server.start())
         try:
             yield Serving(backend, server.url, int(server.url.rpartition(":")[2]), run)

@@ -50,7 +50,7 @@ def real(server: Server, folder: Path) -> Iterator[RealServing]:
     audit = Audit(store)
     answers = {name: Answers(store.connections, one.keys) for name, one in store.queues.items()}
     api = Api(config, Operations(config, store, audit), answers)
-    with serving(FakeBackend(config=config), api=api) as served:
+    with serving(FakeBackend(config=config), routes=[api]) as served:
         try:
             serving_it = RealServing(served, operator=None)  # type: ignore[arg-type]
             serving_it.audit = audit
