@@ -1,4 +1,4 @@
-"""Real Prometheus servers for tests, each with a folder and a free port of its own, ended by pid.
+"""Real Prometheus and Alertmanager servers for tests, each with a folder and a free port of its own, ended by pid.
 
 with Daemon(server.url) as daemon, Prometheus(scraping(daemon.url)) as prometheus:
     prometheus.wait_for("cbq_up == 1")
@@ -58,19 +58,99 @@ class Sample:
     value: float
 
 
-class Prometheus:
-    """Use as a context manager: inside, it is ready. ``config`` is that of ``prometheus.yml``."""
+class _Program:
+    """A program that serves HTTP on one port. Use as a context manager: inside, it is ready."""
+
+    name = ""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._program = program("prometheus")
+        self._program = program(self.name)
         self._config = config
-        self.folder = Path(tempfile.mkdtemp(prefix="cbq-prometheus-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"cbq-{self.name}-"))
         self.process: subprocess.Popen[bytes] | None = None
         self._port = 0
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
+
+    def _options(self) -> list[str]:
+        raise NotImplementedError
+
+    # --- start and end -----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start, and wait until it is ready; on another port, where somebody took the free one first."""
+        (self.folder / "config.yml").write_text(json.dumps(self._config))
+        for _ in range(3):
+            self._port = free_port()
+            self._launch()
+            if until(self._is_ready_or_gone, _STARTUP, what=self.log) == "ready":
+                return
+            if "address already in use" not in self.log():
+                break
+        raise RuntimeError(f"{self.name} did not start: {self.log()}")
+
+    def _launch(self) -> None:
+        command = [self._program, f"--config.file={self.folder / 'config.yml'}", "--log.level=warn"]
+        command += [f"--web.listen-address=127.0.0.1:{self._port}", *self._options()]
+        with open(self.folder / "log", "wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+            )
+
+    def _is_ready_or_gone(self) -> str:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            return "gone"
+        try:
+            return "ready" if self._request("GET", "/-/ready")[0] == 200 else ""
+        except OSError:
+            return ""
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def stop(self) -> None:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(20)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _request(self, method: str, path: str, body: str | None = None, kind: str = "") -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        try:
+            connection.request(method, path, body, {"Content-Type": kind} if body else {})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+
+class Prometheus(_Program):
+    """``config`` is that of ``prometheus.yml``."""
+
+    name = "prometheus"
+
+    def _options(self) -> list[str]:
+        return [f"--storage.tsdb.path={self.folder / 'data'}"]
 
     # --- asking it ---------------------------------------------------------------------------
 
@@ -100,83 +180,36 @@ class Prometheus:
         """Every rule as the API shows it, its health and last error included."""
         return [rule for group in self._ask("/api/v1/rules", {})["groups"] for rule in group["rules"]]
 
+    def alerts(self) -> list[dict[str, Any]]:
+        """Those that wait or fire, as the API shows them: labels and annotations filled in."""
+        found: list[dict[str, Any]] = self._ask("/api/v1/alerts", {})["alerts"]
+        return found
+
     def _ask(self, path: str, parameters: dict[str, str]) -> Any:
-        status, body = self._post(path, parameters) if parameters else self._get(path)
-        answer = json.loads(body)
+        body = urllib.parse.urlencode(parameters)
+        status, text = self._request("POST" if body else "GET", path, body, "application/x-www-form-urlencoded")
+        answer = json.loads(text)
         if answer["status"] != "success":
             raise ValueError(f"{status} {answer.get('error')}: {parameters}")
         return answer["data"]
 
-    def _get(self, path: str) -> tuple[int, str]:
-        return self._request("GET", path)
 
-    def _post(self, path: str, parameters: dict[str, str]) -> tuple[int, str]:
-        return self._request("POST", path, urllib.parse.urlencode(parameters))
+class Alertmanager(_Program):
+    """``config`` is that of ``alertmanager.yml``."""
 
-    def _request(self, method: str, path: str, body: str | None = None) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
-        headers = {"Content-Type": "application/x-www-form-urlencoded"} if body else {}
-        try:
-            connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
+    name = "prometheus-alertmanager"
 
-    # --- start and end -----------------------------------------------------------------------
+    def _options(self) -> list[str]:
+        return [f"--storage.path={self.folder / 'data'}", "--cluster.listen-address="]
 
-    def start(self) -> None:
-        """Start, and wait until it is ready; on another port, where somebody took the free one first."""
-        config = self.folder / "prometheus.yml"
-        config.write_text(json.dumps(self._config))
-        for _ in range(3):
-            self._port = free_port()
-            self._launch(config)
-            if until(self._is_ready_or_gone, _STARTUP, what=self.log) == "ready":
-                return
-            if "address already in use" not in self.log():
-                break
-        raise RuntimeError(f"Prometheus did not start: {self.log()}")
+    def post(self, *alerts: dict[str, str]) -> None:
+        """Let alerts fire that have these labels."""
+        status, text = self._request(
+            "POST", "/api/v2/alerts", json.dumps([{"labels": labels} for labels in alerts]), "application/json"
+        )
+        assert status == 200, text
 
-    def _launch(self, config: Path) -> None:
-        command = [self._program, f"--config.file={config}", f"--storage.tsdb.path={self.folder / 'data'}"]
-        command += [f"--web.listen-address=127.0.0.1:{self._port}", "--log.level=warn"]
-        with open(self.folder / "log", "wb") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
-            )
-
-    def _is_ready_or_gone(self) -> str:
-        assert self.process is not None
-        if self.process.poll() is not None:
-            return "gone"
-        try:
-            return "ready" if self._get("/-/ready")[0] == 200 else ""
-        except OSError:
-            return ""
-
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-    def stop(self) -> None:
-        assert self.process is not None
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(20)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process is not None:
-            self.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def alerts(self) -> list[dict[str, Any]]:
+        """All alerts as the API shows them: ``labels``, ``status`` with ``inhibitedBy`` and ``silencedBy``."""
+        found: list[dict[str, Any]] = json.loads(self._request("GET", "/api/v2/alerts")[1])
+        return found
