@@ -1,0 +1,145 @@
+"""The shipped configuration of Alertmanager, on the real program: what goes where, and what is inhibited by what."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cbq_exporter.config.loading import load
+from monitoring.rules import ALERTS, Alert
+from tests.support.daemons import until
+from tests.support.prometheus import Alertmanager, program
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+FILE = DEPLOY / "alertmanager/alertmanager.yml"
+
+DAEMON, PEOPLE = "cbq-exporter", "people"
+_CALLBACKS = {"job": "cbq-exporter", "queue": "callbacks"}
+
+
+def test_amtool_accepts_it() -> None:
+    assert "SUCCESS" in _amtool("check-config", str(FILE))
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: f"{alert.name}-{alert.severity}")
+def test_people_are_told_all_and_the_daemon_only_what_it_may_heal(alert: Alert) -> None:
+    labels = [f"alertname={alert.name}", f"severity={alert.severity}", "job=cbq-exporter"]
+    said = _amtool("config", "routes", "test", f"--config.file={FILE}", *labels)
+    assert said.strip() == (f"{DAEMON},{PEOPLE}" if alert.action else PEOPLE)
+
+
+def test_the_daemon_has_a_route_for_each_alert_it_is_sent_and_repeats_come_after_its_cooldown(tmp_path: Path) -> None:
+    snippet = re.search(r"```yaml\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    assert snippet
+    config = tmp_path / "config.yaml"
+    config.write_text(snippet[1])
+    routes = load(config).config.alerts.routes
+    said = yaml.safe_load(snippet[1])["alerts"]["routes"]
+    assert {route["match"]["alertname"]: route["action"] for route in said} == {
+        alert.name: alert.action for alert in ALERTS if alert.action
+    }
+    (route,) = [one for one in _config()["route"]["routes"] if one["receiver"] == DAEMON]
+    repeat = re.fullmatch(r"(\d+)m", route["repeat_interval"])
+    assert repeat
+    assert int(repeat[1]) * 60 > max(one.cooldown for one in routes)
+
+
+def test_the_token_comes_from_a_file() -> None:
+    (receiver,) = [one for one in _config()["receivers"] if one["name"] == DAEMON]
+    (webhook,) = receiver["webhook_configs"]
+    assert set(webhook["http_config"]["authorization"]) == {"type", "credentials_file"}
+
+
+@pytest.fixture(scope="module")
+def alertmanager() -> Any:
+    """As shipped, but nothing is sent: its receivers are empty."""
+    config = _config()
+    config["receivers"] = [{"name": DAEMON}, {"name": PEOPLE}]
+    with Alertmanager(config) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("job", "source", "inhibited", "left"),
+    [
+        (
+            "redis",
+            {"alertname": "CbqRedisUnreachable", "severity": "critical"},
+            ["CbqTaskStale", "CbqNoLeader", "CbqTaskSkipping", "CbqStuckItems"],
+            ["CbqReplicaDown"],
+        ),
+        ("one", {"alertname": "CbqRedisUnreachable", "severity": "warning"}, [], ["CbqTaskStale", "CbqStuckItems"]),
+        (
+            "down",
+            {"alertname": "CbqExporterDown", "severity": "critical"},
+            ["CbqReplicaDown", "CbqFailureRatioHigh", "CbqRedisUnreachable"],
+            [],
+        ),
+        (
+            "stalled",
+            {"alertname": "CbqDeliveryStalled", "severity": "critical", "queue": "callbacks"},
+            ["CbqOldestPendingTooOld", "CbqBacklogTooDeep", "CbqNoLeader"],
+            ["CbqLockWithoutExpiry", "CbqStuckItems"],
+        ),
+        (
+            "circles",
+            {"alertname": "CbqRecoveryIneffective", "severity": "warning", "queue": "callbacks"},
+            ["CbqStuckItems"],
+            ["CbqLockWithoutExpiry"],
+        ),
+        (
+            "locks",
+            {"alertname": "CbqLocksForcedOften", "severity": "warning", "queue": "callbacks"},
+            ["CbqLockWithoutExpiry"],
+            ["CbqStuckItems"],
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_follows_from_something_worse_is_inhibited(
+    alertmanager: Alertmanager, job: str, source: dict[str, str], inhibited: list[str], left: list[str]
+) -> None:
+    """Each case has a job of its own, so that cases do not inhibit each other; another job is never touched."""
+    fired = [{"alertname": name, "severity": "warning", **_CALLBACKS, "job": job} for name in (*inhibited, *left)]
+    alertmanager.post({**source, "job": job}, *fired)
+    alertmanager.post(*({**one, "job": f"not-{job}"} for one in fired))
+
+    def suppressed(of: str) -> set[str]:
+        found = [one for one in alertmanager.alerts() if one["labels"]["job"] == of]
+        return {one["labels"]["alertname"] for one in found if one["status"]["inhibitedBy"]}
+
+    until(lambda: suppressed(job) >= set(inhibited), what=lambda: suppressed(job))
+    assert suppressed(job) == set(inhibited)
+    assert suppressed(f"not-{job}") == set()
+
+
+def test_the_worse_of_two_of_one_name_inhibits_the_other(alertmanager: Alertmanager) -> None:
+    both = [{"alertname": "CbqFailureRatioHigh", "severity": one, **_CALLBACKS} for one in ("critical", "warning")]
+    alertmanager.post(*both, {**both[1], "queue": "invoices"})
+
+    def muted() -> list[tuple[str, str]]:
+        found = [one for one in alertmanager.alerts() if one["status"]["inhibitedBy"]]
+        found = [one for one in found if one["labels"]["alertname"] == "CbqFailureRatioHigh"]
+        return [(one["labels"]["severity"], one["labels"]["queue"]) for one in found if "queue" in one["labels"]]
+
+    until(lambda: ("warning", "callbacks") in muted())
+    assert ("critical", "callbacks") not in muted()
+    assert ("warning", "invoices") not in muted()
+
+
+def _config() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(FILE.read_text())
+    return found
+
+
+def _amtool(*arguments: str) -> str:
+    done = subprocess.run(
+        [program("amtool"), *arguments], capture_output=True, text=True, timeout=60, check=False, cwd=DEPLOY
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
