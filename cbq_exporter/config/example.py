@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cbq_exporter.config import outline, schema
-from cbq_exporter.config.models import Config, Section
+from cbq_exporter.config.models import Config
 from cbq_exporter.config.outline import Key
+from cbq_exporter.config.section import Section
 
 PATH = "config.yaml"
 

@@ -42,6 +42,8 @@ _QUEUE_NAME = r"[a-z0-9_-]{1,64}"
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
 _LISTEN = r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([^\[\]:/@\s]*)):([0-9]{1,5})"
 
+_RECEIVER = r"(?:(?:https?://)?[A-Za-z0-9*._:\[\]-]{1,255}|https?://[A-Za-z0-9*._:\[\]-]{1,255}/[!-~]{0,2000})"
+
 _RESERVED_HEADERS = frozenset({"connection", "content-length", "host", "transfer-encoding"})
 
 
@@ -99,6 +101,19 @@ def whole(low: int, high: int) -> Kind:
         return value
 
     return Kind(f"a whole number from {low} to {high}", parse, {"type": "integer", "minimum": low, "maximum": high})
+
+
+def share() -> Kind:
+    """A part of a whole as a float."""
+
+    def parse(value: object, written: bool) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise Wrong
+        return float(value)
+
+    return Kind(
+        "a number above 0 and up to 1, such as 0.5", parse, {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    )
 
 
 def flag() -> Kind:
@@ -266,6 +281,23 @@ def network() -> Kind:
             raise Wrong(f"has host bits set; the network is {wide}") from None
 
     return Kind("a network such as 10.20.0.0/16 or fd00:1234::/32", parse, {"type": "string"}, str)
+
+
+def receiver() -> Kind:
+    """Which URLs are meant: a host, or a URL with stars. Lower case, as far as the host goes."""
+
+    def parse(value: object, written: bool) -> str:
+        if not isinstance(value, str) or not re.fullmatch(_RECEIVER, value):
+            raise Wrong
+        scheme, mark, rest = value.rpartition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}{mark}{host.lower()}{slash}{path}"
+
+    return Kind(
+        "a host such as hooks.example.com or *.example.com:8443, or a URL such as https://example.com/v2/*",
+        parse,
+        {"type": "string", "pattern": f"^{_plain(_RECEIVER)}$"},
+    )
 
 
 def listen_address() -> Kind:

@@ -5,27 +5,17 @@ Durations are seconds, sizes are bytes. Rules that concern more than one field s
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import Field, SecretStr
 
 from cbq_exporter.config import kinds, matchers, redis_url
-from cbq_exporter.config.kinds import DAY, GIB, HOUR, KIB, MIB, MINUTE, SECOND, Kind, Wrong
+from cbq_exporter.config.delivery import DeliveryConfig, DestinationConfig, RetryConfig
+from cbq_exporter.config.kinds import DAY, HOUR, MINUTE, SECOND
 from cbq_exporter.config.matchers import Match
+from cbq_exporter.config.section import Section
 from cbq_exporter.model import AlertAction, Mode
-
-
-class Section(BaseModel):
-    """A mapping of the file. One without any key left in it (null) means its defaults."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, arbitrary_types_allowed=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_means_defaults(cls, value: Any) -> Any:
-        return {} if value is None else value
 
 
 class RedisConfig(Section):
@@ -134,159 +124,6 @@ class BatchConfig(Section):
     )
     spread: Annotated[float, kinds.duration(0, MINUTE)] = Field(
         0.0, description="The pause between the starts of two sends of one batch."
-    )
-
-
-class PerDestinationConfig(Section):
-    """Limits for each receiving host, so that a slow one cannot hold up the others."""
-
-    concurrency: Annotated[int, kinds.whole(1, 10_000)] = Field(
-        32, description="Requests to one host at the same time."
-    )
-    rate: Annotated[float, kinds.rate()] | None = Field(
-        None, description="Requests to one host in a time. Not available yet: leave it null."
-    )
-    bandwidth: Annotated[float, kinds.bandwidth()] | None = Field(
-        None, description="Request bytes to one host in a time. Not available yet: leave it null."
-    )
-
-
-class TemplateBody(Section):
-    """A body made from a template file."""
-
-    template: Annotated[Path, kinds.path()] = Field(description="A Jinja2 template. Not available yet.")
-
-
-class RendererBody(Section):
-    """A body made by a Python function."""
-
-    renderer: Annotated[str, kinds.text(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "package.module:function")] = Field(
-        description="A Python function. Not available yet."
-    )
-
-
-def _read_body(value: object, written: bool) -> object:
-    if isinstance(value, TemplateBody | RendererBody) or (isinstance(value, str) and value in ("data", "item")):
-        return value
-    for name, model in (("template", TemplateBody), ("renderer", RendererBody)):
-        if isinstance(value, dict) and list(value) == [name]:
-            try:
-                return model(**value)
-            except ValueError:
-                break
-    raise Wrong
-
-
-_BODY = Kind(
-    "data, item, {template: file.j2} or {renderer: 'package.module:function'}",
-    _read_body,
-    {
-        "anyOf": [
-            {"enum": ["data", "item"]},
-            *(
-                {
-                    "type": "object",
-                    "properties": {name: {"type": "string"}},
-                    "required": [name],
-                    "additionalProperties": False,
-                }
-                for name in ("template", "renderer")
-            ),
-        ]
-    },
-)
-
-
-class RequestConfig(Section):
-    """What a request is made of."""
-
-    body: Annotated[Literal["data", "item"] | TemplateBody | RendererBody, _BODY] = Field(
-        "data",
-        description="data posts the item's data field, item posts the whole item byte for byte. "
-        "Templates and renderers are not available yet.",
-    )
-    headers: dict[Annotated[str, kinds.header_name()], Annotated[str, kinds.header_value()]] = Field(
-        default_factory=dict, repr=False, description="Headers added to every request, name: value."
-    )
-
-
-class EgressConfig(Section):
-    """Where requests may go. Every address that is not public is refused, unless it is allowed here."""
-
-    allow: tuple[Annotated[IPv4Network | IPv6Network, kinds.network()], ...] = Field(
-        (), description="Networks of private receivers that may be reached, such as [10.20.0.0/16]."
-    )
-
-
-class CoalesceConfig(Section):
-    """Several callbacks for one URL in one request. Not available yet."""
-
-    size: Annotated[int, kinds.whole(2, 10_000)] = Field(100, description="The most callbacks in one request.")
-    max_bytes: Annotated[int, kinds.size(1, GIB)] = Field(MIB, description="The most bytes in one request.")
-    linger: Annotated[float, kinds.duration(0, MINUTE)] = Field(0.05, description="How long to wait for more.")
-
-
-class DeliveryConfig(Section):
-    """How callbacks are sent."""
-
-    timeout: Annotated[float, kinds.duration(0.01, HOUR)] = Field(
-        15 * SECOND, description="The longest that one attempt may take, connecting included."
-    )
-    connect_timeout: Annotated[float, kinds.duration(0.01, HOUR)] = Field(
-        5 * SECOND, description="The longest that connecting may take. Not longer than timeout."
-    )
-    lease: Annotated[float, kinds.duration(SECOND, DAY)] = Field(
-        30 * SECOND,
-        description="How long a claimed callback stays ours without a sign of life. At least 1s longer than timeout.",
-    )
-    concurrency: Annotated[int, kinds.whole(1, 10_000)] = Field(
-        256, description="Requests at the same time, to all hosts together."
-    )
-    max_in_flight_bytes: Annotated[int, kinds.size(KIB, 1024 * GIB)] = Field(
-        64 * MIB, description="The most payload bytes held in memory for sending."
-    )
-    max_response_bytes: Annotated[int, kinds.size(0, GIB)] = Field(
-        64 * KIB, description="An answer is read up to here; the rest is ignored."
-    )
-    max_request_bytes: Annotated[int, kinds.size(1, GIB)] = Field(
-        8 * MIB, description="A callback with a larger body is not sent: it goes to the dead letters."
-    )
-    user_agent: Annotated[str, kinds.header_value()] | None = Field(
-        None, description="The User-Agent header. Null: the program's name and version."
-    )
-    ca_file: Annotated[Path, kinds.path()] | None = Field(
-        None, description="Certificates to trust (PEM). Null: those of the system."
-    )
-    own_process: Annotated[bool, kinds.flag()] = Field(
-        False,
-        description="true sends from a process of its own: faster where there is a processor for it, for about "
-        "25 MiB of memory a queue.",
-    )
-    per_destination: PerDestinationConfig = PerDestinationConfig()
-    request: RequestConfig = RequestConfig()
-    egress: EgressConfig = EgressConfig()
-    coalesce: CoalesceConfig | None = Field(
-        None, description="Several callbacks for one URL in one request. Not available yet: leave it null."
-    )
-
-
-class RetryConfig(Section):
-    """What happens after a failed attempt. Each wait is random, up to base doubled with each attempt."""
-
-    max_attempts: Annotated[int, kinds.whole(1, 1000)] = Field(
-        10, description="Attempts in all; then the callback goes to the dead letters."
-    )
-    max_age: Annotated[float, kinds.duration(SECOND, 365 * DAY)] = Field(
-        24 * HOUR, description="Nor is it tried again when it is older than this."
-    )
-    base: Annotated[float, kinds.duration(0.001, DAY)] = Field(
-        5 * SECOND, description="The longest wait after one failure."
-    )
-    cap: Annotated[float, kinds.duration(0.001, 30 * DAY)] = Field(
-        HOUR, description="No wait is longer than this. Not shorter than base."
-    )
-    retry_after_cap: Annotated[float, kinds.duration(0, 30 * DAY)] = Field(
-        HOUR, description="The longest wait that a receiver can ask for with Retry-After."
     )
 
 
@@ -431,5 +268,8 @@ class Config(Section):
     shutdown: ShutdownConfig = ShutdownConfig()
     queues: tuple[QueueConfig, ...] = Field(
         (QueueConfig(name="callbacks"),), min_length=1, description="The queues; at least one."
+    )
+    destinations: tuple[DestinationConfig, ...] = Field(
+        (), description="Receivers with settings of their own. The first whose match fits a URL counts."
     )
     alerts: AlertsConfig = AlertsConfig()

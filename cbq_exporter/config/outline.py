@@ -11,8 +11,9 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from cbq_exporter.config.kinds import Kind
-from cbq_exporter.config.models import Config, Section
+from cbq_exporter.config.models import Config
 from cbq_exporter.config.places import Place
+from cbq_exporter.config.section import Section
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 
 from cbq_exporter.config import outline, rules, schema
 from cbq_exporter.config.example import written
-from cbq_exporter.config.models import Config, Section
+from cbq_exporter.config.models import Config
 from cbq_exporter.config.outline import Key
+from cbq_exporter.config.section import Section
 
 PATH = "docs/configuration.md"
 

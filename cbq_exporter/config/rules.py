@@ -9,8 +9,9 @@ import importlib.util
 from collections.abc import Callable, Iterator
 
 from cbq_exporter.config import redis_url
+from cbq_exporter.config.delivery import RendererBody, TemplateBody
 from cbq_exporter.config.kinds import MINUTE, SECOND, write_duration
-from cbq_exporter.config.models import Config, QueueConfig, RendererBody, TemplateBody
+from cbq_exporter.config.models import Config, QueueConfig
 from cbq_exporter.config.places import Finding, Place, shown
 from cbq_exporter.errors import Problem
 from cbq_exporter.model import AlertAction, Mode
@@ -125,15 +126,16 @@ def refuse_low_max_ttl(at: Place, queue: QueueConfig) -> Iterator[Finding]:
 
 
 def refuse_unavailable_in_queue(at: Place, queue: QueueConfig) -> Iterator[Finding]:
-    """What this version does not have yet: `per_destination.rate` and `.bandwidth`, `coalesce`, and a
-    `request.body` from a template or a renderer."""
+    """What this version does not have yet: `per_destination.rate` and `.bandwidth`, `signing`, `breaker`,
+    `coalesce`, and a `request.body` from a template or a renderer."""
     delivery = queue.delivery
     if delivery.per_destination.rate is not None:
         yield _unavailable((*at, "delivery", "per_destination", "rate"), "a rate", "leave it null")
     if delivery.per_destination.bandwidth is not None:
         yield _unavailable((*at, "delivery", "per_destination", "bandwidth"), "a bandwidth", "leave it null")
-    if delivery.coalesce is not None:
-        yield _unavailable((*at, "delivery", "coalesce"), "a mapping", "leave it null")
+    for name in ("signing", "breaker", "coalesce"):
+        if getattr(delivery, name) is not None:
+            yield _unavailable((*at, "delivery", name), "a mapping", "leave it null")
     body = delivery.request.body
     if isinstance(body, TemplateBody | RendererBody):
         kind = "a template" if isinstance(body, TemplateBody) else "a renderer"
@@ -141,6 +143,12 @@ def refuse_unavailable_in_queue(at: Place, queue: QueueConfig) -> Iterator[Findi
 
 
 # --- refused, for the whole ----------------------------------------------------------------------
+
+
+def refuse_unavailable(config: Config) -> Iterator[Finding]:
+    """What this version does not have yet: `destinations`."""
+    if config.destinations:
+        yield _unavailable(("destinations",), "a list", "leave it empty")
 
 
 def refuse_missing_store(config: Config) -> Iterator[Finding]:
@@ -280,6 +288,7 @@ RULES: tuple[Rule, ...] = (
     refuse_shared_keys,
     refuse_open_mutation,
     refuse_unfit_routes,
+    refuse_unavailable,
 )
 QUEUE_RULES: tuple[QueueRule, ...] = (
     refuse_short_lease,

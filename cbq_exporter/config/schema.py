@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 from cbq_exporter.config import outline
-from cbq_exporter.config.models import Config, Section
+from cbq_exporter.config.models import Config
 from cbq_exporter.config.outline import Key
+from cbq_exporter.config.section import Section
 
 PATH = "docs/config.schema.json"
 

@@ -17,8 +17,9 @@ from pydantic import Field, SecretStr, ValidationError
 from cbq_exporter.config import document, kinds
 from cbq_exporter.config.document import Document, DocumentError
 from cbq_exporter.config.kinds import WRITTEN, WRONG, Kind, Wrong
-from cbq_exporter.config.models import Config, Section
+from cbq_exporter.config.models import Config
 from cbq_exporter.config.places import Finding, Place, shown, shown_value
+from cbq_exporter.config.section import Section
 from cbq_exporter.errors import ConfigError, Problem
 from cbq_exporter.web import small_file
 

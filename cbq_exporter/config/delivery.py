@@ -1,0 +1,258 @@
+"""How callbacks are sent: the part of the configuration that a queue has once, and each destination may change.
+
+Durations are seconds, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cbq_exporter.config import kinds
+from cbq_exporter.config.kinds import DAY, GIB, HOUR, KIB, MIB, MINUTE, SECOND, Kind, Wrong
+from cbq_exporter.config.section import Section
+
+
+class PerDestinationConfig(Section):
+    """Limits for each receiving host, so that a slow one cannot hold up the others."""
+
+    concurrency: Annotated[int, kinds.whole(1, 10_000)] = Field(
+        32, description="Requests to one host at the same time."
+    )
+    rate: Annotated[float, kinds.rate()] | None = Field(
+        None, description="Requests to one host in a time. Not available yet: leave it null."
+    )
+    bandwidth: Annotated[float, kinds.bandwidth()] | None = Field(
+        None, description="Request bytes to one host in a time. Not available yet: leave it null."
+    )
+
+
+class TemplateBody(Section):
+    """A body made from a template file."""
+
+    template: Annotated[Path, kinds.path()] = Field(description="A Jinja2 template. Not available yet.")
+
+
+class RendererBody(Section):
+    """A body made by a Python function."""
+
+    renderer: Annotated[str, kinds.text(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "package.module:function")] = Field(
+        description="A Python function. Not available yet."
+    )
+
+
+def _read_body(value: object, written: bool) -> object:
+    if isinstance(value, TemplateBody | RendererBody) or (isinstance(value, str) and value in ("data", "item")):
+        return value
+    for name, model in (("template", TemplateBody), ("renderer", RendererBody)):
+        if isinstance(value, dict) and list(value) == [name]:
+            try:
+                return model(**value)
+            except ValueError:
+                break
+    raise Wrong
+
+
+_BODY = Kind(
+    "data, item, {template: file.j2} or {renderer: 'package.module:function'}",
+    _read_body,
+    {
+        "anyOf": [
+            {"enum": ["data", "item"]},
+            *(
+                {
+                    "type": "object",
+                    "properties": {name: {"type": "string"}},
+                    "required": [name],
+                    "additionalProperties": False,
+                }
+                for name in ("template", "renderer")
+            ),
+        ]
+    },
+)
+
+
+class RequestConfig(Section):
+    """What a request is made of."""
+
+    body: Annotated[Literal["data", "item"] | TemplateBody | RendererBody, _BODY] = Field(
+        "data",
+        description="data posts the item's data field, item posts the whole item byte for byte. "
+        "Templates and renderers are not available yet.",
+    )
+    headers: dict[Annotated[str, kinds.header_name()], Annotated[str, kinds.header_value()]] = Field(
+        default_factory=dict, repr=False, description="Headers added to every request, name: value."
+    )
+
+
+class EgressConfig(Section):
+    """Where requests may go. Every address that is not public is refused, unless it is allowed here."""
+
+    allow: tuple[Annotated[IPv4Network | IPv6Network, kinds.network()], ...] = Field(
+        (), description="Networks of private receivers that may be reached, such as [10.20.0.0/16]."
+    )
+
+
+class CoalesceConfig(Section):
+    """Several callbacks for one URL in one request. Not available yet."""
+
+    size: Annotated[int, kinds.whole(2, 10_000)] = Field(100, description="The most callbacks in one request.")
+    max_bytes: Annotated[int, kinds.size(1, GIB)] = Field(MIB, description="The most bytes in one request.")
+    linger: Annotated[float, kinds.duration(0, MINUTE)] = Field(0.05, description="How long to wait for more.")
+
+
+class SigningConfig(Section):
+    """Signatures by Standard Webhooks, by which a receiver can tell our callbacks from others'. Not available yet."""
+
+    secrets_file: Annotated[Path, kinds.path()] | None = Field(
+        None,
+        description="A file with the secrets (whsec_...), each on a line. With several, a request carries a signature "
+        "by each, so that one can be replaced without a gap.",
+    )
+    secrets_env: Annotated[str, kinds.text(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")] | None = (
+        Field(None, description="An environment variable with the secrets, separated by spaces.")
+    )
+
+
+class BreakerConfig(Section):
+    """When a receiver that fails is left alone for a while. Its callbacks wait in retry. Not available yet."""
+
+    failure_ratio: Annotated[float, kinds.share()] = Field(
+        0.5, description="It opens when this part of the attempts in the window has failed ..."
+    )
+    min_attempts: Annotated[int, kinds.whole(1, 100_000)] = Field(20, description="... of so many at least.")
+    window: Annotated[float, kinds.duration(SECOND, HOUR)] = Field(30 * SECOND, description="How far back is looked.")
+    open_for: Annotated[float, kinds.duration(0.1, DAY)] = Field(
+        30 * SECOND, description="How long nothing is sent; then a few attempts show whether it is well again."
+    )
+    probes: Annotated[int, kinds.whole(1, 1000)] = Field(
+        3, description="So many attempts must succeed in a row to close it."
+    )
+
+
+class DeliveryConfig(Section):
+    """How callbacks are sent."""
+
+    timeout: Annotated[float, kinds.duration(0.01, HOUR)] = Field(
+        15 * SECOND, description="The longest that one attempt may take, connecting included."
+    )
+    connect_timeout: Annotated[float, kinds.duration(0.01, HOUR)] = Field(
+        5 * SECOND, description="The longest that connecting may take. Not longer than timeout."
+    )
+    lease: Annotated[float, kinds.duration(SECOND, DAY)] = Field(
+        30 * SECOND,
+        description="How long a claimed callback stays ours without a sign of life. At least 1s longer than timeout.",
+    )
+    concurrency: Annotated[int, kinds.whole(1, 10_000)] = Field(
+        256, description="Requests at the same time, to all hosts together."
+    )
+    max_in_flight_bytes: Annotated[int, kinds.size(KIB, 1024 * GIB)] = Field(
+        64 * MIB, description="The most payload bytes held in memory for sending."
+    )
+    max_response_bytes: Annotated[int, kinds.size(0, GIB)] = Field(
+        64 * KIB, description="An answer is read up to here; the rest is ignored."
+    )
+    max_request_bytes: Annotated[int, kinds.size(1, GIB)] = Field(
+        8 * MIB, description="A callback with a larger body is not sent: it goes to the dead letters."
+    )
+    user_agent: Annotated[str, kinds.header_value()] | None = Field(
+        None, description="The User-Agent header. Null: the program's name and version."
+    )
+    ca_file: Annotated[Path, kinds.path()] | None = Field(
+        None, description="Certificates to trust (PEM). Null: those of the system."
+    )
+    own_process: Annotated[bool, kinds.flag()] = Field(
+        False,
+        description="true sends from a process of its own: faster where there is a processor for it, for about "
+        "25 MiB of memory a queue.",
+    )
+    per_destination: PerDestinationConfig = PerDestinationConfig()
+    request: RequestConfig = RequestConfig()
+    egress: EgressConfig = EgressConfig()
+    signing: SigningConfig | None = Field(None, description="Signatures. Not available yet: leave it null.")
+    breaker: BreakerConfig | None = Field(None, description="A circuit breaker. Not available yet: leave it null.")
+    coalesce: CoalesceConfig | None = Field(
+        None, description="Several callbacks for one URL in one request. Not available yet: leave it null."
+    )
+
+
+class RetryConfig(Section):
+    """What happens after a failed attempt. Each wait is random, up to base doubled with each attempt."""
+
+    max_attempts: Annotated[int, kinds.whole(1, 1000)] = Field(
+        10, description="Attempts in all; then the callback goes to the dead letters."
+    )
+    max_age: Annotated[float, kinds.duration(SECOND, 365 * DAY)] = Field(
+        24 * HOUR, description="Nor is it tried again when it is older than this."
+    )
+    base: Annotated[float, kinds.duration(0.001, DAY)] = Field(
+        5 * SECOND, description="The longest wait after one failure."
+    )
+    cap: Annotated[float, kinds.duration(0.001, 30 * DAY)] = Field(
+        HOUR, description="No wait is longer than this. Not shorter than base."
+    )
+    retry_after_cap: Annotated[float, kinds.duration(0, 30 * DAY)] = Field(
+        HOUR, description="The longest wait that a receiver can ask for with Retry-After."
+    )
+
+
+class TlsConfig(Section):
+    """Certificates for one receiver. Not available yet."""
+
+    ca_file: Annotated[Path, kinds.path()] | None = Field(
+        None, description="Certificates to trust (PEM), in place of the queue's ca_file."
+    )
+    cert_file: Annotated[Path, kinds.path()] | None = Field(None, description="Our certificate (PEM).")
+    key_file: Annotated[Path, kinds.path()] | None = Field(None, description="Its key (PEM).")
+
+
+class DestinationRetryConfig(Section):
+    """What is different from the queue's retry."""
+
+    max_attempts: Annotated[int, kinds.whole(1, 1000)] | None = Field(None, description="Null: the queue's.")
+    max_age: Annotated[float, kinds.duration(SECOND, 365 * DAY)] | None = Field(None, description="Null: the queue's.")
+    base: Annotated[float, kinds.duration(0.001, DAY)] | None = Field(None, description="Null: the queue's.")
+    cap: Annotated[float, kinds.duration(0.001, 30 * DAY)] | None = Field(None, description="Null: the queue's.")
+    retry_after_cap: Annotated[float, kinds.duration(0, 30 * DAY)] | None = Field(
+        None, description="Null: the queue's."
+    )
+    statuses: dict[
+        Annotated[str, kinds.text(r"[1-5](?:[0-9]{2}|xx)", 'a status in quotes, such as "409" or "5xx"')],
+        Annotated[Literal["delivered", "retry", "dead", "pause"], kinds.choice("delivered", "retry", "dead", "pause")],
+    ] = Field(
+        default_factory=dict,
+        description="What a status means: delivered, retry, dead, or pause (dead, and the destination is paused). "
+        "A single status goes before its class.",
+    )
+
+
+class DestinationConfig(Section):
+    """One receiver, or several under one name. Null leaves a setting to the queue's `delivery`. Not available yet."""
+
+    name: Annotated[str, kinds.queue_name()] = Field(
+        examples=["partner"], description="What it is called in metrics, pauses and dead letters. Unique."
+    )
+    match: Annotated[str, kinds.receiver()] = Field(
+        examples=["hooks.example.com"],
+        description="A host, with a port where it has one of its own, or a URL. A star stands for any characters.",
+    )
+    paused: Annotated[bool, kinds.flag()] = Field(False, description="true sends nothing; callbacks wait in retry.")
+    concurrency: Annotated[int, kinds.whole(1, 10_000)] | None = Field(
+        None, description="Requests at the same time. Null: per_destination.concurrency."
+    )
+    rate: Annotated[float, kinds.rate()] | None = Field(None, description="Null: per_destination.rate.")
+    bandwidth: Annotated[float, kinds.bandwidth()] | None = Field(None, description="Null: per_destination.bandwidth.")
+    timeout: Annotated[float, kinds.duration(0.01, HOUR)] | None = Field(
+        None, description="Not longer than the queue's: the lease is made for that. Null: the queue's."
+    )
+    connect_timeout: Annotated[float, kinds.duration(0.01, HOUR)] | None = Field(None, description="Null: the queue's.")
+    request: RequestConfig | None = Field(None, description="Null: the queue's.")
+    retry: DestinationRetryConfig = DestinationRetryConfig()
+    signing: SigningConfig | None = Field(None, description="Null: the queue's.")
+    breaker: BreakerConfig | None = Field(None, description="Null: the queue's.")
+    coalesce: CoalesceConfig | None = Field(None, description="Null: the queue's.")
+    tls: TlsConfig | None = Field(None, description="Null: the queue's ca_file, and no certificate of ours.")
