@@ -16,7 +16,7 @@ from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange, Request
 from cbq_exporter.delivery.sender import Ended, Sender
-from cbq_exporter.delivery.shaping import Shaper, Unusable
+from cbq_exporter.delivery.shaping import Shaper, Unusable, webhook_id
 from cbq_exporter.delivery.url import Target
 from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
@@ -348,11 +348,17 @@ class Dispatcher:
         settlements: list[Settlement] = []
         attempts: dict[str, list[float]] = {}  # how long each took, by destination
         lags: list[float] = []
+        longest = longest_lag = 0.0  # of this batch, and whose they are: they may become exemplars
+        slowest: Parcel | None = None
+        latest: Parcel | None = None
         for parcel, exchange in ended:
             kind = exchange.failure
             if kind is None:
                 if parcel.queued_at is not None:
-                    lags.append(max(0.0, now - parcel.queued_at))
+                    lag = max(0.0, now - parcel.queued_at)
+                    lags.append(lag)
+                    if lag > longest_lag:
+                        longest_lag, latest = lag, parcel
                 settlements.append(Settlement(parcel.claimed, _DELIVERED))
             else:
                 if kind is FailureKind.CANCELLED and self._stopping:
@@ -362,12 +368,20 @@ class Dispatcher:
                 if kind in (FailureKind.EXPIRED, FailureKind.CANCELLED):
                     continue
                 self._instruments.destination(parcel.destination).failures[kind].inc()
-            attempts.setdefault(parcel.destination, []).append(exchange.duration)
+            duration = exchange.duration
+            attempts.setdefault(parcel.destination, []).append(duration)
+            if duration > longest:
+                longest, slowest = duration, parcel
         for name, durations in attempts.items():
             destination = self._instruments.destination(name)
             destination.attempts.inc(len(durations))
             destination.duration.observe(*durations)
         self._instruments.lag.observe(*lags)
+        if slowest is not None:
+            durations_of_all = self._instruments.destination(slowest.destination).duration
+            durations_of_all.exemplify(longest, {"webhook_id": webhook_id(slowest.claimed)}, now)
+        if latest is not None:
+            self._instruments.lag.exemplify(longest_lag, {"webhook_id": webhook_id(latest.claimed)}, now)
         self._settler.add(settlements)
 
     def _judged(self, parcel: Parcel, exchange: Exchange, now: float) -> Settlement:
