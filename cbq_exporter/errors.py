@@ -2,6 +2,7 @@
 
     CbqError                    exit code 1
     ├── ConfigError             1   the configuration is wrong; carries every problem found
+    │   └── NeedsRestart        1   it is right, but something in it cannot change while the daemon runs
     ├── UsageError              2   the command line is wrong
     ├── RefusedError            3   a safety rule or the operator said no
     ├── StoreError              4   Redis cannot do its work now
@@ -45,6 +46,16 @@ class ConfigError(CbqError):
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         self.problems = problems
         super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class NeedsRestart(ConfigError):
+    """A reload would change ``paths``, which only count from a start on."""
+
+    def __init__(self, file: str, paths: tuple[str, ...]) -> None:
+        self.paths = paths
+        super().__init__(
+            tuple(Problem(file, path, "another value than at the start", "restart to change it") for path in paths)
+        )
 
 
 class UsageError(CbqError):

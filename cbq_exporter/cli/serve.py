@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from pathlib import Path
 
 import click
@@ -18,12 +19,12 @@ def serve(run: options.Run, config_path: Path | None) -> int:
     """Run the daemon until it is stopped.
 
     SIGTERM and Ctrl-C stop it gracefully: sends in flight may finish, what was not sent stays queued. A second
-    signal ends it at once, and even that loses nothing.
+    signal ends it at once, and even that loses nothing. SIGHUP reads the configuration again.
     """
-    from cbq_exporter import config, daemon, logs
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the daemon can do what it asks for
+
+    from cbq_exporter import config, daemon
 
     loaded = config.load(config_path)
-    log = loaded.config.log
-    logs.configure("debug" if run.debug else log.level, log.format)
     gc.set_threshold(*options.USUAL_COLLECTIONS)  # it runs for long: its memory must stay small
     return daemon.run(loaded, debug=run.debug)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -14,7 +13,8 @@ from collections.abc import Callable
 
 from cbq_exporter import __version__
 from cbq_exporter.clock import Clock
-from cbq_exporter.config import Changes, Config, Loaded, QueueConfig, warnings
+from cbq_exporter.config import Config, Loaded, QueueConfig, warnings
+from cbq_exporter.config.changes import Changes
 from cbq_exporter.daemon.alerting import Alerting
 from cbq_exporter.daemon.attendant import Attendant
 from cbq_exporter.daemon.attendants import Attendants
@@ -117,10 +117,11 @@ class Application:
             self.config, url, lock_value=_lock_value(self._clock), on_error=self.instruments.redis_error
         )
         web = self.config.web
-        self._api = Api(self.config, self._operations(self.config, self._store), _answers(self._store))
         operations = self._operations(self.config, self._store)
+        self._api = Api(self.config, operations, _answers(self._store))
         self._alerting = Alerting(self.config, self._store, operations, self.instruments, self._schedule, self._clock)
-        app = create_app(self, self._api, ReloadRoute(self._api, self._reloader.reload), self._alerting.webhook)
+        reload = ReloadRoute(self._api, self._reloader.reload)
+        app = create_app(self, self._api, self._alerting.webhook, reload)
         self._web = WebServer(app, web.host, web.port, config_file=web.config_file)
         await self._web.start()
         self._schedule.every(_PROBE, _PROBE_EVERY, self._store.reader.probe)
@@ -178,15 +179,16 @@ class Application:
         """Raises CbqError; with the old configuration in place, unless a queue could not be started."""
         if not self._started or self._store is None:
             raise CbqError("the daemon is starting: try again in a moment")
-        store, before = self._store.with_queues(config), self._audit(self._store)
+        store = self._store.with_queues(config)
         new = self._successors(config, changes, store)
-        # Nothing can fail from here on. Whatever depends on the configuration is told of it here.
+        # Whatever depends on the configuration is told of it here.
         self.config, self._store = config, store
         store.read_queues(config)
+        operations = self._operations(config, store)
         if self._api is not None:
-            self._api.reconfigure(config, self._operations(config, store), _answers(store))
+            self._api.reconfigure(config, operations, _answers(store))
         if self._alerting is not None:
-            self._alerting.reconfigure(config, store, self._operations(config, store))
+            self._alerting.reconfigure(config, store, operations)
         if self._on_config is not None:
             self._on_config(config)
         await self._attendants.replace(new, changes.removed, config.shutdown.grace)

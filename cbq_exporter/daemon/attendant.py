@@ -50,7 +50,7 @@ class Attendant:
         self._audit = audit
         self._schedule = schedule
         self._loops = Loops()
-        self._tasks: list[str] = []  # what is scheduled, the telling ones first
+        self.tasks: list[str] = []  # what is scheduled, by name, the telling ones first
         self._closing: asyncio.Task[None] | None = None
         self._dispatcher: Dispatcher | None = None
         if config.mode is Mode.DISPATCH:
@@ -64,6 +64,10 @@ class Attendant:
                 pauses=Pauses(store.connections, store.queues[config.name].keys),
             )
 
+    @property
+    def name(self) -> str:
+        return self.config.name
+
     def start(self) -> None:
         if self.config.mode is Mode.OBSERVE:
             return
@@ -73,7 +77,7 @@ class Attendant:
 
     def trouble(self) -> str | None:
         """Why the queue is not attended to as it should be now, or None."""
-        for task in self._tasks:
+        for task in self.tasks:
             trouble = self._schedule.trouble(task)
             if trouble is not None:
                 return trouble
@@ -132,11 +136,11 @@ class Attendant:
 
     def _again(self, job: str, action: Callable[[], Awaitable[float | None]]) -> None:
         self._schedule.again(self._named(job), action, longest_sleep=_LONGEST_FLUSH_SLEEP)
-        self._tasks.append(self._named(job))
+        self.tasks.append(self._named(job))
 
     def _every(self, job: str, seconds: float, action: Callable[[], Awaitable[object]]) -> None:
         self._schedule.every(self._named(job), seconds, action)
-        self._tasks.append(self._named(job))
+        self.tasks.append(self._named(job))
 
     def _wake(self, delay: float = 0.0) -> None:
         self._schedule.wake(self._named("flush"), delay)
@@ -168,7 +172,7 @@ class Attendant:
                 await self._dispatcher.close(grace, free_lock=not hand_over)
                 self._dispatcher.report_in_flight()
         finally:
-            await self._schedule.remove(*self._tasks)
+            await self._schedule.remove(*self.tasks)
             await self._loops.stop()
 
 

@@ -10,16 +10,25 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
+from cbq_exporter import logs
 from cbq_exporter.clock import SYSTEM_CLOCK
-from cbq_exporter.config import Loaded
+from cbq_exporter.config import Config, Loaded
 from cbq_exporter.daemon.application import Application
 
 log = logging.getLogger(__name__)
 
 
 def run(loaded: Loaded, *, debug: bool = False) -> int:
-    """Run the daemon until a signal ends it; returns the exit code. Raises CbqError where it cannot start."""
-    return _run_loop(_serve(loaded), debug=debug)
+    """Run the daemon until a signal ends it; returns the exit code. Raises CbqError where it cannot start.
+
+    ``debug`` logs everything, whatever the configuration says.
+    """
+
+    def set_log(config: Config) -> None:
+        logs.configure("debug" if debug else config.log.level, config.log.format)
+
+    set_log(loaded.config)
+    return _run_loop(_serve(Application(loaded, SYSTEM_CLOCK, on_config=set_log)), debug=debug)
 
 
 def _run_loop(main: Coroutine[Any, Any, int], *, debug: bool) -> int:
@@ -30,8 +39,7 @@ def _run_loop(main: Coroutine[Any, Any, int], *, debug: bool) -> int:
     return uvloop.run(main, debug=debug or None)
 
 
-async def _serve(loaded: Loaded) -> int:
-    application = Application(loaded, SYSTEM_CLOCK)
+async def _serve(application: Application) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -46,6 +54,8 @@ async def _serve(loaded: Loaded) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    # Not by the loop: it would give the signal its deadly meaning back at its end.
+    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(application.ask_to_reload))
     try:
         await application.start()
         for line in application.welcome():
@@ -54,5 +64,6 @@ async def _serve(loaded: Loaded) -> int:
         await stop.wait()
     finally:
         await application.stop()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the process may take a moment to end
     log.info("stopped")
     return 0

@@ -6,6 +6,7 @@ Nothing is looked at, let alone changed, before it is known who asks. What is do
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -37,6 +38,15 @@ class Operator(Protocol):
     async def execute(self, plan: Plan, *, actor: Actor, reason: str = "", dry_run: bool = False) -> Executed: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    """What one request is answered with. ``modes`` and ``answers`` by the queue's name."""
+
+    modes: Mapping[str, Mode]
+    operations: Operator
+    answers: Mapping[str, Answers]
+
+
 class Api:
     """``answers`` by the queue's name. Without ``web.bearer_token_file`` every request is refused."""
 
@@ -48,14 +58,16 @@ class Api:
         *,
         body_time: float = BODY_TIME,
     ) -> None:
-        self._modes = {queue.name: queue.mode for queue in config.queues}
-        self._operations = operations
-        self._answers = answers
         self._body_time = body_time
+        self.reconfigure(config, operations, answers)
+
+    def reconfigure(self, config: Config, operations: Operator, answers: Mapping[str, Answers]) -> None:
+        """For requests from now on; those under way end as they began."""
         path = config.web.bearer_token_file
         self._tokens = None if path is None else Tokens(path)
         if self._tokens is not None:
             self._tokens.check()
+        self._setup = _Setup({queue.name: queue.mode for queue in config.queues}, operations, answers)
 
     def add_to(self, app: web.Application) -> None:
         path = f"/api/v1/queues/{{queue}}/{{operation:{'|'.join(ACTIONS)}}}"
@@ -71,22 +83,22 @@ class Api:
             return response
 
     async def _act(self, request: web.Request) -> web.Response:
-        actor = self._actor(request)
-        action, queue = ACTIONS[request.match_info["operation"]], self._queue(request)
+        actor, setup = self.actor_of(request), self._setup
+        action, queue = ACTIONS[request.match_info["operation"]], _queue(request, setup.modes)
         key = idempotency.key_of(request.headers.getall(idempotency.HEADER, ()))
         content = await read_json(request, most=MOST_BODY, body_time=self._body_time)
         body = bodies.read(action.body, content)
-        once = Once(self._answers[queue], key, actor=actor.name, request=_identity(action, body))
+        once = Once(setup.answers[queue], key, actor=actor.name, request=_identity(action, body))
         try:
             if (before := await once.look()) is not None:
                 return before
-            plan = await self._operations.plan(action.operation(queue, body))
+            plan = await setup.operations.plan(action.operation(queue, body))
             if (before := await once.begin()) is not None:
                 return before
         except CbqError as error:
             raise problem_of(error) from error
         try:
-            executed = await self._operations.execute(plan, actor=actor, reason=body.reason, dry_run=body.dry_run)
+            executed = await setup.operations.execute(plan, actor=actor, reason=body.reason, dry_run=body.dry_run)
         except CbqError as error:
             problem = problem_of(error)
             if not isinstance(error, StoreError):  # else it is not known how far it came
@@ -96,7 +108,8 @@ class Api:
         await once.end(200, done)
         return idempotency.answer(200, done)
 
-    def _actor(self, request: web.Request) -> Actor:
+    def actor_of(self, request: web.Request) -> Actor:
+        """Who asks; raises ProblemError where that may not change anything."""
         if self._tokens is None:
             raise ProblemError(
                 Code.NO_TOKEN_FILE,
@@ -104,15 +117,16 @@ class Api:
             )
         return Actor(Trigger.API, self._tokens.name_of(request.headers.getall("Authorization", ())))
 
-    def _queue(self, request: web.Request) -> str:
-        name = request.match_info["queue"]
-        mode = self._modes.get(name)
-        if mode is None:
-            known = ", ".join(self._modes)
-            raise ProblemError(Code.UNKNOWN_QUEUE, f"no queue of that name is configured: there is {known}")
-        if mode is Mode.OBSERVE:
-            raise ProblemError(Code.OBSERVED, f"the mode of queue {name} is observe: nothing of it is ever changed")
-        return name
+
+def _queue(request: web.Request, modes: Mapping[str, Mode]) -> str:
+    name = request.match_info["queue"]
+    mode = modes.get(name)
+    if mode is None:
+        known = ", ".join(modes)
+        raise ProblemError(Code.UNKNOWN_QUEUE, f"no queue of that name is configured: there is {known}")
+    if mode is Mode.OBSERVE:
+        raise ProblemError(Code.OBSERVED, f"the mode of queue {name} is observe: nothing of it is ever changed")
+    return name
 
 
 def _identity(action: Action, body: Body) -> bytes:

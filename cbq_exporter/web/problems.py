@@ -6,7 +6,7 @@ closed set; ``detail`` is one line for people.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Annotated
@@ -35,6 +35,8 @@ class Code(StrEnum):
     SLOW_BODY = "slow_body"
     CHANGED = "changed"
     NOT_DONE = "not_done"
+    CONFIG_REFUSED = "config_refused"
+    NEEDS_RESTART = "needs_restart"
     KEY_IN_USE = "key_in_use"
     TOO_LARGE = "too_large"
     CONTENT_TYPE = "content_type"
@@ -64,6 +66,11 @@ MEANINGS: Mapping[Code, tuple[int, str]] = {
     Code.SLOW_BODY: (408, "The body did not arrive in time."),
     Code.CHANGED: (409, "What was planned no longer matched what was there: look again and decide anew."),
     Code.NOT_DONE: (409, "It cannot be done as things are; `detail` says why."),
+    Code.CONFIG_REFUSED: (409, "The configuration is wrong; `problems` says all that is. The old one goes on."),
+    Code.NEEDS_RESTART: (
+        409,
+        "The configuration is right, but what `problems` names only counts from a start on. The old one goes on.",
+    ),
     Code.KEY_IN_USE: (
         409,
         "The request with this key is under way, or its outcome is unknown: look at the audit before trying another.",
@@ -82,7 +89,9 @@ MEANINGS: Mapping[Code, tuple[int, str]] = {
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An error. ``field`` is there only where a member of the body is wrong."""
+    """An error. ``field`` is there only where a member of the body is wrong, ``problems`` only where the
+    configuration is.
+    """
 
     type: str
     title: str
@@ -90,29 +99,39 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     code: Code
     detail: Annotated[str, msgspec.Meta(description="One line for people.")]
     field: Annotated[str | None, msgspec.Meta(description="The member of the body that is wrong.")] = None
+    problems: Annotated[
+        tuple[str, ...], msgspec.Meta(description="What is wrong with the configuration, a line each.")
+    ] = ()
 
 
 class ProblemError(Exception):
     """Ends a request with a problem."""
 
     def __init__(
-        self, code: Code, detail: str, *, field: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        code: Code,
+        detail: str,
+        *,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        problems: Sequence[str] = (),
     ) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
         self.field = field
         self.headers = headers or {}
+        self.problems = problems
 
     @property
     def status(self) -> int:
         return MEANINGS[self.code][0]
 
     def body(self) -> str:
-        return encode(self.status, self.code, self.detail, self.field)
+        return encode(self.status, self.code, self.detail, self.field, self.problems)
 
 
-def encode(status: int, code: Code, detail: str, field: str | None = None) -> str:
+def encode(status: int, code: Code, detail: str, field: str | None = None, problems: Sequence[str] = ()) -> str:
     line = " ".join(detail.split())
     problem = Problem(
         type="about:blank",
@@ -121,6 +140,7 @@ def encode(status: int, code: Code, detail: str, field: str | None = None) -> st
         code=code,
         detail=text(line, _MOST_DETAIL) or "",
         field=text(field),
+        problems=tuple(text(" ".join(one.split()), _MOST_DETAIL) or "" for one in problems),
     )
     return msgspec.json.encode(problem).decode()
 

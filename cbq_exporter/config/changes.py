@@ -1,0 +1,59 @@
+"""What differs between two configurations, and what of that a running daemon cannot take over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from cbq_exporter.config.models import Config, Section
+
+# The way to the store, and the sockets: everything that runs hangs on these.
+FIXED = ("redis.url", "data_dir", "web.listen_address", "web.config_file")
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Queues by name; paths as in the file, without values, which may be secret.
+
+    ``changed`` has the paths within each queue, ``settings`` those outside of queues.
+    """
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: Mapping[str, tuple[str, ...]]
+    settings: tuple[str, ...]
+
+    @property
+    def need_restart(self) -> tuple[str, ...]:
+        """The settings that only count from a start on."""
+        return tuple(path for path in self.settings if path in FIXED)
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed or self.settings)
+
+
+def between(old: Config, new: Config) -> Changes:
+    """In the order of ``new``. The order of the queues is no change."""
+    before = {queue.name: queue for queue in old.queues}
+    after = {queue.name: queue for queue in new.queues}
+    return Changes(
+        added=tuple(name for name in after if name not in before),
+        removed=tuple(name for name in before if name not in after),
+        changed={
+            name: tuple(_paths(before[name], queue))
+            for name, queue in after.items()
+            if name in before and before[name] != queue
+        },
+        settings=tuple(path for path in _paths(old, new) if path != "queues"),
+    )
+
+
+def _paths(old: Section, new: Section, at: str = "") -> Iterator[str]:
+    for name in type(new).model_fields:
+        one, other = getattr(old, name), getattr(new, name)
+        if one == other:
+            continue
+        if isinstance(one, Section) and isinstance(other, Section) and type(one) is type(other):
+            yield from _paths(one, other, f"{at}{name}.")
+        else:
+            yield f"{at}{name}"

@@ -1,0 +1,101 @@
+"""The attendants of all queues, and how some of them follow others while the rest goes on untouched."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Iterator
+
+from cbq_exporter.daemon.attendant import Attendant
+from cbq_exporter.errors import CbqError
+from cbq_exporter.metrics.instruments import Instruments
+from cbq_exporter.model import Mode
+from cbq_exporter.store.opening import keys_of
+
+log = logging.getLogger(__name__)
+
+
+class Attendants:
+    """By the queue's name."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._instruments = instruments
+        self._all: dict[str, Attendant] = {}
+        self._stopping = False
+
+    def __iter__(self) -> Iterator[Attendant]:
+        return iter(tuple(self._all.values()))
+
+    def start(self, attendants: Iterable[Attendant]) -> None:
+        for attendant in attendants:
+            self._all[attendant.name] = attendant
+            attendant.start()
+
+    async def replace(self, attendants: Iterable[Attendant], removed: Iterable[str], grace: float) -> None:
+        """Close those that ``attendants`` (not started yet) follow, and the ``removed``; start the new ones.
+
+        Each begins as soon as nobody else attends to its queue or works on its keys. Sends in flight have ``grace``
+        seconds. Raises CbqError where one could not be started: the others are.
+        """
+        new = {attendant.name: attendant for attendant in attendants}
+        leaving = [self._all[name] for name in (*(name for name in new if name in self._all), *removed)]
+
+        async def close(old: Attendant) -> None:
+            try:
+                await old.close(grace, hand_over=_is_followed(old, new.values()))
+            except Exception:
+                log.exception("a queue could not be closed in order", extra={"queue": old.name})
+
+        async def follow(attendant: Attendant) -> None:
+            await asyncio.gather(*(close(old) for old in leaving if _meet(old, attendant)))
+            if not self._stopping:
+                self._start_after(self._all.get(attendant.name), attendant)
+
+        async def leave(old: Attendant) -> None:
+            await close(old)
+            del self._all[old.name]
+            self._instruments.forget_queue(old.name)
+            self._forget_tasks(old)
+
+        results = await asyncio.gather(
+            *(follow(attendant) for attendant in new.values()),
+            *(leave(self._all[name]) for name in removed),
+            return_exceptions=True,
+        )
+        failed = [result for result in results if isinstance(result, BaseException)]
+        for error in failed:
+            log.error("a queue is not attended to", exc_info=error)
+        if failed:
+            raise CbqError("not every queue could be taken over: see the log, and restart the daemon")
+
+    def _start_after(self, old: Attendant | None, new: Attendant) -> None:
+        self.start([new])
+        if old is not None:
+            self._forget_tasks(old, but=new)
+
+    def _forget_tasks(self, old: Attendant, but: Attendant | None = None) -> None:
+        for task in old.tasks:
+            if but is None or task not in but.tasks:
+                self._instruments.forget_task(task)
+
+    async def close(self, grace: float) -> None:
+        """Close all; from now on none is started."""
+        self._stopping = True
+        for attendant in self:
+            attendant.stop_claiming()
+        results = await asyncio.gather(*(attendant.close(grace) for attendant in self), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                log.error("a queue could not be closed in order", exc_info=result)
+
+
+def _meet(old: Attendant, new: Attendant) -> bool:
+    """Whether they must not work at the same time: a queue may have got the keys of another one."""
+    keys = set(keys_of(old.config).all())
+    return old.name == new.name or not keys.isdisjoint(keys_of(new.config).all())
+
+
+def _is_followed(old: Attendant, new: Iterable[Attendant]) -> bool:
+    """Whether one of ``new`` goes on with the same send lock."""
+    lock = keys_of(old.config).lock
+    return any(one.config.mode is Mode.DISPATCH and keys_of(one.config).lock == lock for one in new)
