@@ -38,6 +38,7 @@ _COMMANDS = {
     "undo": "cbq_exporter.cli.undo:undo",
     "pause": "cbq_exporter.cli.pause:pause",
     "resume": "cbq_exporter.cli.pause:resume",
+    "alerts": "cbq_exporter.cli.alerts:alerts",
     "audit": "cbq_exporter.cli.audit:audit",
     "doctor": "cbq_exporter.cli.doctor:doctor",
     "check-config": "cbq_exporter.cli.check_config:check_config",

@@ -18,7 +18,7 @@ from cbq_exporter.cli.running import queue_config
 from cbq_exporter.errors import RefusedError, StoreError
 
 if TYPE_CHECKING:
-    from cbq_exporter.config import QueueConfig
+    from cbq_exporter.config import Config, QueueConfig
     from cbq_exporter.model import Actor
     from cbq_exporter.services.audit import Audit
     from cbq_exporter.services.operations import Executed, Operation, Operations, Plan
@@ -66,15 +66,22 @@ def changing(command: F) -> F:
 @asynccontextmanager
 async def open_desk(config_path: Path | None, queue_name: str | None) -> AsyncIterator[Desk]:
     from cbq_exporter.config import load
+
+    config = load(config_path).config
+    async with desk_of(config, queue_config(config, queue_name)) as desk:
+        yield desk
+
+
+@asynccontextmanager
+async def desk_of(config: Config, queue: QueueConfig) -> AsyncIterator[Desk]:
+    """Its operations know the other queues of the configuration too."""
     from cbq_exporter.services.audit import Audit
     from cbq_exporter.services.operations import Operations
     from cbq_exporter.store.opening import open_store
 
-    config = load(config_path).config
-    chosen = queue_config(config, queue_name)
     async with open_store(config) as store:
         audit = Audit(store)
-        yield Desk(chosen, store, audit, Operations(config, store, audit), actor())
+        yield Desk(queue, store, audit, Operations(config, store, audit), actor())
 
 
 async def operate(

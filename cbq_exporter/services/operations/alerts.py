@@ -59,4 +59,4 @@ async def _state(parts: Parts, pause: AlertsPause | None) -> str:
     now = await parts.queue.store_now_ms() / 1000
     left = "" if pause.left is None else f", and are for another {age(pause.left)}"
     why = f": {pause.reason}" if pause.reason else ""
-    return f"{actions} have been paused for {age(now - pause.at)}{left}, by {pause.by or 'somebody'}{why}"
+    return f"{actions} have been paused for {age(now - pause.at)} by {pause.by or 'somebody'}{left}{why}"
