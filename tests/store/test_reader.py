@@ -13,7 +13,7 @@ import pytest
 
 from cbq_exporter.clock import SYSTEM_CLOCK
 from cbq_exporter.config.models import Config, QueueConfig
-from cbq_exporter.errors import StoreError
+from cbq_exporter.errors import StoreError, StoreUnavailable
 from cbq_exporter.model import (
     Claim,
     Dead,
@@ -29,6 +29,8 @@ from cbq_exporter.model import (
 )
 from cbq_exporter.store.opening import Store, make_store
 from cbq_exporter.store.reader import Reader, Source
+from tests.support.daemons import until
+from tests.support.fault_proxy import Action, Direction, Fault, FaultProxy
 from tests.support.servers import Server
 
 OURS = "worker_1764000000_1234"
@@ -232,10 +234,28 @@ def test_the_cost_is_one_round_trip_of_cheap_commands(each_server: Server) -> No
     asyncio.run(scenario())
 
 
+def test_all_queues_are_asked_before_the_first_answer_comes(each_server: Server) -> None:
+    async def scenario(proxy: FaultProxy) -> None:
+        queues = [QueueConfig(name=f"q{number}", prefix=f"q{number}") for number in range(50)]
+        async with opened(proxy.url, *queues) as store:
+            assert (await store.reader.snapshot()).up
+            each_server.client.config_resetstat()
+            proxy.plan(Fault(Action.BLACK_HOLE, Direction.TO_CLIENT))
+            asking = asyncio.create_task(store.reader.snapshot(10))
+            arrived = await asyncio.to_thread(until, lambda: calls(each_server).get("mget", 0) == len(queues))
+            assert arrived
+            assert not asking.done()
+            proxy.heal()
+            assert not (await asking).up
+
+    with FaultProxy(each_server.socket) as proxy:
+        asyncio.run(scenario(proxy))
+
+
 def test_memory_is_measured_apart_with_as_many_commands_whatever_waits(each_server: Server) -> None:
-    async def scenario() -> None:
+    async def scenario(proxy: FaultProxy) -> None:
         a, b = QueueConfig(name="a", prefix="a"), QueueConfig(name="b", prefix="b")
-        async with opened(each_server.url, a, b) as store:
+        async with opened(proxy.url, a, b) as store:
             await store.queues["a"].enqueue([payload(number) + b" " * 1000 for number in range(2000)])
             assert [view.memory for view in (await store.reader.snapshot()).queues] == [None, None]
             each_server.client.config_resetstat()
@@ -248,15 +268,13 @@ def test_memory_is_measured_apart_with_as_many_commands_whatever_waits(each_serv
             assert full.memory == pytest.approx(2000 * 1100, rel=0.2)
             assert empty.memory == 0
             # What was measured once is not shown for ever.
-            await asyncio.to_thread(each_server.send_signal, signal.SIGSTOP)
-            try:
-                with pytest.raises(StoreError):
-                    await store.reader.measure()
-            finally:
-                each_server.send_signal(signal.SIGCONT)
+            proxy.plan(Fault(Action.CUT))
+            with pytest.raises(StoreUnavailable):
+                await store.reader.measure()
             assert [view.memory for view in (await store.reader.snapshot()).queues] == [None, None]
 
-    asyncio.run(scenario())
+    with FaultProxy(each_server.socket) as proxy:
+        asyncio.run(scenario(proxy))
 
 
 def test_measuring_sees_a_send_that_no_read_came_in_time_for(each_server: Server) -> None:
