@@ -39,7 +39,10 @@ _MOST_INEFFECTIVE_PAGES = 200
 _BEATS_KEPT = 3600.0  # seconds
 _MOST_DAEMONS = 1000
 _LEAP_MS = 2000  # by so much the store's clock may differ from ours between two looks
+_MOST_LOOKS = 10  # at processing, of one person's recovery
 _NO_RECORD = 10**9  # more recoveries than anything has: nothing becomes a dead letter
+
+_Wanted = dict[bytes, list[str]]  # names of sightings, by the SHA-1 of the callback
 
 T = TypeVar("T")
 
@@ -239,7 +242,12 @@ class Healing:
         What was recovered ``max_recoveries`` times before becomes a dead letter. ``progress`` is told how many are
         done.
         """
-        return await self._recover_seen(stuck_after, max_recoveries, progress)
+        wanted = await self._seen(stuck_after)
+        if not wanted:
+            return Recovery()
+        # What moves under our eyes waits for the next look of the schedule.
+        now_ms = await self._queue.store_now_ms()
+        return (await self._recover(wanted, stuck_after, max_recoveries, now_ms, progress))[0]
 
     async def recover_all(
         self, older_than: float | None = None, *, progress: Callable[[int], None] = lambda done: None
@@ -248,17 +256,20 @@ class Healing:
         pending, in its order; with ``older_than``, in seconds, only what was first seen longer ago than that.
 
         Nothing becomes a dead letter by it. Of equal callbacks, as long as one is ours the others wait. What changes
-        its place while this walks, because a daemon settles beside it, may be left for the next time.
+        its place while this walks, because a daemon settles beside it, is looked for again, and comes in front of the
+        rest. What others claim after the first look stays.
         """
-        expired = await self._queue.recover_expired(_NO_RECORD)
-        progress(expired.total)
-
-        def show(done: int) -> None:
-            progress(expired.total + done)
-
-        if older_than is not None:
-            return expired + await self._recover_seen(older_than, -1, show)
-        return expired + await self._recover(None, -1.0, -1, await self._queue.store_now_ms(), show)
+        total = await self._queue.recover_expired(_NO_RECORD)
+        progress(total.total)
+        wanted = None if older_than is None else await self._seen(older_than)
+        age = -1.0 if older_than is None else older_than
+        for _ in range(_MOST_LOOKS):
+            if wanted is not None and not wanted:
+                break
+            now_ms = await self._queue.store_now_ms()
+            done, wanted = await self._recover(wanted, age, -1, now_ms, _beyond(total.total, progress))
+            total += done
+        return total
 
     async def count_recoverable(self, older_than: float | None = None) -> int:
         """How many ``recover_all`` would take now, about: without ``older_than`` in one round trip."""
@@ -270,37 +281,37 @@ class Healing:
         length, live = await self._read_many(("LLEN", k.processing), ("ZCOUNT", k.leases, f"({now_ms}", "+inf"))
         return max(0, int(length) - int(live))
 
-    async def _recover_seen(self, age: float, max_recoveries: int, progress: Callable[[int], None]) -> Recovery:
+    async def _seen(self, age: float) -> _Wanted:
+        """The sightings that are older than ``age`` seconds."""
         now_ms = await self._queue.store_now_ms()
         count = await self._count(self.keys.sightings, now_ms - _ms(age))
-        wanted: dict[bytes, list[str]] = {}
+        wanted: _Wanted = {}
         for first in range(0, count, _MOST_MEMBERS):
             last = min(first + _MOST_MEMBERS, count) - 1
             for sighting in await self._connections.read("ZRANGE", self.keys.sightings, first, last):
                 named = _read_name(sighting)
                 if named is not None:
                     wanted.setdefault(named[0], []).append(sighting.decode())
-        if not wanted:
-            return Recovery()
-        return await self._recover(wanted, age, max_recoveries, now_ms, progress)
+        return wanted
 
     async def _recover(
         self,
-        wanted: dict[bytes, list[str]] | None,
+        wanted: _Wanted | None,
         age: float,
         max_recoveries: int,
         now_ms: int,
         progress: Callable[[int], None],
-    ) -> Recovery:
-        """``wanted`` are sightings by SHA-1; None: everything.
+    ) -> tuple[Recovery, _Wanted]:
+        """``wanted`` None: everything. Returns also what was found and could not be taken where it had been seen.
 
         From the tail: what a script takes out does not move what is still to come, and each batch goes in front of
         the one before.
         """
         total = Recovery()
+        missed: _Wanted = {}
         fence, leased = await self._fence_and_leased()
         length = await self._connections.read("LLEN", self.keys.processing)
-        async for start, page in self._pages(leased.total(), everything=wanted is None):
+        async for start, page in self._pages(leased.total(), everything=age < 0):
             found = []
             for place in range(start + len(page) - 1, start - 1, -1):
                 payload = page[place - start]
@@ -312,13 +323,18 @@ class Healing:
                 elif names := wanted.get(digest):
                     found.append(_Candidate(place, digest.hex(), payload, names.pop()))
             for batch in _fitting(found, length - total.total):
-                total += await self._move(batch, age, max_recoveries, now_ms, fence)
+                codes = await self._move(batch, age, max_recoveries, now_ms, fence)
+                total += Recovery(codes.count(1), codes.count(2))
                 progress(total.total)
-        return total
+                for one, code in zip(batch, codes, strict=True):
+                    if code == 0:
+                        missed.setdefault(bytes.fromhex(one.fingerprint), []).append(one.sighting)
+        return total, missed
 
     async def _move(
         self, batch: Sequence[_Candidate], age: float, max_recoveries: int, now_ms: int, fence: bytes
-    ) -> Recovery:
+    ) -> list[int]:
+        """For each: 1 back in pending, 2 a dead letter, 0 not taken."""
         k = self.keys
         spent: list[int] = [0] * len(batch)
         if 0 <= max_recoveries < _NO_RECORD:
@@ -337,12 +353,12 @@ class Healing:
             is_last = 0 <= max_recoveries <= recoveries
             record = records.of_stuck(one.payload, recoveries + 1, now_ms) if is_last else b""
             args += [one.place, one.fingerprint, one.sighting, record]
-        codes = await self._connections.run_named(
+        codes: list[int] = await self._connections.run_named(
             "recover_stuck",
             [k.leases, k.processing, k.pending, k.dead, k.records, k.payloads, k.returned, k.sightings, k.fence],
             args,
         )
-        return Recovery(codes.count(1), codes.count(2))
+        return codes
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -380,6 +396,11 @@ class Healing:
             if isinstance(answer, Exception):
                 raise answer
         return answers
+
+
+def _beyond(before: int, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """Tells ``progress`` of what was done before as well."""
+    return lambda done: progress(before + done)
 
 
 def _count_leased(leases: Sequence[bytes]) -> Counter[bytes]:
