@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import http.client
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cbq_exporter.config.models import Config
@@ -67,7 +69,16 @@ class Serving:
 
     def ask(self, path: str, method: str = "GET", body: Any = None, **headers: str) -> Answer:
         """Header names are written with underscores."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        return self.ask_over(None, path, method, body, **headers)
+
+    def ask_over(
+        self, tls: ssl.SSLContext | None, path: str, method: str = "GET", body: Any = None, **headers: str
+    ) -> Answer:
+        """Over TLS where there is a context; the server is called localhost then."""
+        if tls is None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        else:
+            connection = http.client.HTTPSConnection("localhost", self.port, timeout=20, context=tls)
         try:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, body=body, headers=named)
@@ -91,6 +102,7 @@ def serving(
     limits: Limits | None = None,
     new_loop: Callable[[], Any] = asyncio.new_event_loop,
     routes: Sequence[Routes] = (),
+    config_file: Path | None = None,
 ) -> Iterator[Serving]:
     loop = new_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -100,7 +112,7 @@ def serving(
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(20)
 
     try:
-        server = WebServer(create_app(backend, *routes), "127.0.0.1", 0, limits=limits)
+        server = WebServer(create_app(backend, *routes), "127.0.0.1", 0, config_file=config_file, limits=limits)
         run(server.start())
         try:
             yield Serving(backend, server.url, int(server.url.rpartition(":")[2]), run)
