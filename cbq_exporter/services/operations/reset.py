@@ -67,9 +67,13 @@ async def execute_reset(parts: Parts, operation: Reset, plan: Plan, order: Order
     contents = await parts.inspection.contents()
     check_growth(sum(plan.counts.values()), contents.callbacks, "to move")
     holder = contents.lock
-    is_new = holder is not None and holder.beat_at is None and (plan.lock is None or holder.value != plan.lock.value)
-    if holder is not None and is_new and not operation.force:
-        raise PreconditionChanged(f"nothing was changed: {holder.shown} has taken the send lock since; look again")
+    if holder is not None and holder.beat_at is None and not operation.force:
+        if plan.lock is None or holder.value != plan.lock.value:
+            raise PreconditionChanged(f"nothing was changed: {holder.shown} has taken the send lock since; look again")
+        if is_healthy(holder, parts.config.lock.stale.max_ttl):
+            raise PreconditionChanged(
+                f"nothing was changed: {holder.shown} has prolonged the send lock since and may be sending; look again"
+            )
     trash_id = await parts.trash.move(parts.config.trash.keep, contents.now_ms, contents.counts)
     if trash_id is None:
         raise PreconditionChanged("nothing was changed: there is nothing left to move")

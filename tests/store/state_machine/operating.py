@@ -26,6 +26,7 @@ from cbq_exporter.services.operations import (
     Unlock,
     name_of,
 )
+from tests.store.state_machine.existing_software import ExistingSoftware
 from tests.store.state_machine.healing import Healing
 from tests.store.state_machine.world import HOUR, KEYS, QUEUE, either, payloads
 
@@ -49,7 +50,7 @@ def _interrupt(_done: int) -> None:
     raise Interrupted
 
 
-class Operating(Healing):
+class Operating(ExistingSoftware, Healing):
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self.plans: dict[int, Plan] = {}
@@ -74,6 +75,14 @@ class Operating(Healing):
     @rule(force=yes_or_no)
     def a_person_resets(self, force: bool) -> None:
         self.carry_out(self.plan(Reset(QUEUE, force=force)))
+
+    @precondition(lambda self: self.model.lock is None)
+    @rule(force=yes_or_no, resets=yes_or_no)
+    def the_lock_gets_an_expiry_while_a_person_plans(self, force: bool, resets: bool) -> None:
+        self.others_interfere("lock for ever")
+        plan = self.plan((Reset if resets else Unlock)(QUEUE, force=force))
+        self.others_interfere("expire")
+        self.carry_out(plan)
 
     @rule(some=st.lists(payloads, min_size=LEAST_GROWTH + 1, max_size=3))
     def others_claim_while_a_person_recovers(self, some: list[bytes]) -> None:
@@ -272,13 +281,11 @@ class Operating(Healing):
         assert isinstance(operation, Reset)
         lock = model.lock
         grown = _has_grown(sum(plan.counts.values()), model.callbacks.total())
-        new_holder = (
-            lock is not None
-            and lock.value not in model.beats
-            and (plan.lock is None or plan.lock.value.decode() != lock.value)
-        )
+        foreign = lock is not None and lock.value not in model.beats
+        known = lock is not None and plan.lock is not None and plan.lock.value.decode() == lock.value
+        in_the_way = foreign and not (known and lock is not None and not lock.is_sane)
         moved = (*_MOVED, KEYS.lock, KEYS.last_send, KEYS.sightings)
-        if grown or (new_holder and not operation.force) or not self.redis.exists(*moved):
+        if grown or (in_the_way and not operation.force) or not self.redis.exists(*moved):
             self._execute(plan, "changed")
             return
         executed = self._execute(plan, "done")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
@@ -150,6 +151,7 @@ class World(RuleBasedStateMachine):
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__()
+        self._handled = sys.exc_info()[1]
         self.redis: Any = server.client
         self.connections = connections
         self.workers = workers
@@ -193,6 +195,11 @@ class World(RuleBasedStateMachine):
     def _lock(self) -> tuple[bytes | None, int]:
         value, left_ms = self.redis.pipeline(transaction=False).get(KEYS.lock).pttl(KEYS.lock).execute()
         return value, left_ms
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a step has: what comes after it says nothing."""
+        return sys.exc_info()[1] is not self._handled
 
     def tick(self) -> int:
         """A time that is long past, later at each call."""
