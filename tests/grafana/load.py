@@ -1,0 +1,64 @@
+"""A daemon that has seen everything that the dashboards show: deliveries, failures, a dead letter, healing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tests.support.daemons import SHORT_LIVED, Daemon, queue
+from tests.support.receiver import Answer, Receiver
+from tests.support.servers import Server
+
+THEIRS = "worker_1764000000_1234"
+FAILING = "localhost"  # the same receiver, under a name of its own
+_HEALING: dict[str, Any] = {
+    "recovery": {"every": "200ms", "stuck_after": "1s"},
+    "lock": {"check_every": "200ms", "stale": {"no_ttl_after": "1s", "max_ttl": "10m"}},
+    "delivery": SHORT_LIVED["delivery"],
+}
+
+# One is sent by the daemon, the other by workers of which one has died.
+QUEUES = (
+    queue(SHORT_LIVED, name="callbacks", prefix="callbacks", retry={"max_attempts": 3}),
+    queue(_HEALING, name="theirs", prefix="theirs", mode="supervise"),
+)
+
+
+def item(url: str, number: int) -> bytes:
+    return json.dumps({"url": url, "data": {"n": number}, "_queued_at": time.time()}).encode()
+
+
+@contextlib.contextmanager
+def loaded(server: Server) -> Iterator[Daemon]:
+    """The daemon, with callbacks coming in until the end."""
+    server.client.config_set("maxmemory", "256mb")
+    done = threading.Event()
+    try:
+        with Receiver() as receiver, Daemon(server.url, *QUEUES) as daemon:
+            producer = threading.Thread(target=_produce, args=(server, receiver, done), name="producer")
+            producer.start()
+            try:
+                yield daemon
+            finally:
+                done.set()
+                producer.join(20)
+    finally:
+        server.client.config_set("maxmemory", "0")
+
+
+def _produce(server: Server, receiver: Receiver, done: threading.Event) -> None:
+    client: Any = server.client
+    ok = receiver.on("/ok", Answer(delay=0.2))  # long enough for a scrape to see it under way
+    down = receiver.on("/down", Answer(503)).replace("127.0.0.1", FAILING)
+    number = 0
+    while not done.wait(0.1):
+        number += 1
+        client.rpush("callbacks:pending", *(item(ok, number) for _ in range(5)), item(down, number), b"{")
+        client.set("theirs:last_send_time", str(time.time()), ex=60)
+        if number % 20 == 1:  # one more worker dies with a callback, and leaves the send lock
+            client.rpush("theirs:processing", item(ok, number))
+            client.set("theirs:lock", f"{THEIRS}{number}")
