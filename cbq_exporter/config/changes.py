@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from cbq_exporter.config.models import Config, Section
+from pydantic import BaseModel
+
+from cbq_exporter.config.models import Config
 
 # The way to the store, and the sockets: everything that runs hangs on these.
 FIXED = ("redis.url", "data_dir", "web.listen_address", "web.config_file")
@@ -48,12 +50,12 @@ def between(old: Config, new: Config) -> Changes:
     )
 
 
-def _paths(old: Section, new: Section, at: str = "") -> Iterator[str]:
+def _paths(old: BaseModel, new: BaseModel, at: str = "") -> Iterator[str]:
     for name in type(new).model_fields:
         one, other = getattr(old, name), getattr(new, name)
         if one == other:
             continue
-        if isinstance(one, Section) and isinstance(other, Section) and type(one) is type(other):
+        if isinstance(one, BaseModel) and isinstance(other, BaseModel) and type(one) is type(other):
             yield from _paths(one, other, f"{at}{name}.")
         else:
             yield f"{at}{name}"

@@ -11,11 +11,12 @@ import msgspec
 from cbq_exporter import __version__
 from cbq_exporter.model import ReleaseReason
 from cbq_exporter.services.alert_body import WebhookBody
-from cbq_exporter.web import alerts
+from cbq_exporter.web import alerts, reload
 from cbq_exporter.web.alerts import AlertsAnswer
 from cbq_exporter.web.bodies import ACTIONS, Action, Outcome
 from cbq_exporter.web.idempotency import HEADER, REPLAYED
 from cbq_exporter.web.problems import CONTENT_TYPE, MEANINGS, Code, Problem
+from cbq_exporter.web.reload import Reloaded
 
 PATH = "docs/openapi.json"
 PAGE = "docs/api.md"
@@ -61,6 +62,21 @@ way. Browsers of other origins are given nothing.
 `POST /api/v1/alerts` is for Alertmanager: [alerts.md](alerts.md).
 """
 
+_RELOAD = f"""\
+## Reloading the configuration
+
+`POST {reload.PATH}` does what SIGHUP does ([configuration.md](configuration.md#reload)). It needs the same token and
+no body. It answers when the new configuration is in effect, which takes up to `shutdown.grace` where sends are in
+flight; should the client not wait for it, it goes on. A wrong file is 409, with a line for each thing in `problems`.
+
+```sh
+curl -sS -X POST http://127.0.0.1:9847{reload.PATH} -H "Authorization: Bearer $TOKEN"
+```
+
+| member | meaning |
+|---|---|
+"""
+
 _IDEMPOTENCY = f"""\
 ## Sending a request again
 
@@ -86,7 +102,7 @@ people, `code` is for programs, and `field` names the member of the body that is
 
 def document() -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(
-        [Outcome, Problem, WebhookBody, AlertsAnswer, *(action.body for action in ACTIONS.values())],
+        [Outcome, Problem, WebhookBody, AlertsAnswer, Reloaded, *(action.body for action in ACTIONS.values())],
         ref_template=_SCHEMAS + "{name}",
     )
     schemas["Status"] = _STATUS
@@ -111,6 +127,7 @@ def document() -> dict[str, Any]:
                 }
             },
             alerts.PATH: {"post": _alerts()},
+            reload.PATH: {"post": _reload()},
             **{f"/api/v1/queues/{{queue}}/{name}": {"post": _operation(action)} for name, action in ACTIONS.items()},
         },
         "components": {
@@ -163,6 +180,8 @@ def markdown() -> str:
     lines += ["### The answer\n", "| member | type | meaning |", "|---|---|---|"]
     outcome = schemas["Outcome"]["properties"]
     lines += [f"| `{one}` | {_type(schema)} | {schema.get('description', '')} |" for one, schema in outcome.items()]
+    reloaded = schemas[Reloaded.__name__]["properties"]
+    lines += ["", _RELOAD + "\n".join(f"| `{one}` | {schema['description']} |" for one, schema in reloaded.items())]
     lines += ["", _IDEMPOTENCY, _ERRORS + "\n".join(_error(code) for code in MEANINGS)]
     return "\n".join(lines) + "\n"
 
@@ -198,6 +217,18 @@ def _alerts() -> dict[str, Any]:
             "content": {"application/json": {"schema": {"$ref": _SCHEMAS + WebhookBody.__name__}}},
         },
         "responses": {"200": _json("What becomes of each alert.", "AlertsAnswer"), **answers},
+    }
+
+
+def _reload() -> dict[str, Any]:
+    return {
+        "operationId": "reload",
+        "summary": "Read the configuration again, and take over all of it or nothing.",
+        "security": [{"token": []}],
+        "responses": {
+            "200": _json("It is in effect, and what was sent under the old one has ended.", Reloaded.__name__),
+            **{str(status): {"$ref": f"#/components/responses/{status}"} for status in (401, 403, 409, 500, 503)},
+        },
     }
 
 

@@ -100,8 +100,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: Annotated[str, msgspec.Meta(description="One line for people.")]
     field: Annotated[str | None, msgspec.Meta(description="The member of the body that is wrong.")] = None
     problems: Annotated[
-        tuple[str, ...], msgspec.Meta(description="What is wrong with the configuration, a line each.")
-    ] = ()
+        tuple[str, ...] | None, msgspec.Meta(description="What is wrong with the configuration, a line each.")
+    ] = None
 
 
 class ProblemError(Exception):
@@ -140,7 +140,7 @@ def encode(status: int, code: Code, detail: str, field: str | None = None, probl
         code=code,
         detail=text(line, _MOST_DETAIL) or "",
         field=text(field),
-        problems=tuple(text(" ".join(one.split()), _MOST_DETAIL) or "" for one in problems),
+        problems=tuple(text(" ".join(one.split()), _MOST_DETAIL) or "" for one in problems) or None,
     )
     return msgspec.json.encode(problem).decode()
 
