@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -306,11 +306,11 @@ async def _settle(scene: Scene, desk: Desk, claim: Claimed, outcome: Outcome) ->
     return settled
 
 
-def dispatcher(scene: Scene, outcome: Outcome | None = None, *, count: int = 1) -> Runs:
+def dispatcher(scene: Scene, outcome: Outcome | None = None, *, count: int = 1, lock_value: str = DAEMON) -> Runs:
     """A daemon that takes the lock, claims once, and settles; returns what it claimed and what came of it."""
 
     async def run(gate: Gate) -> list[tuple[bytes, Settled | None]]:
-        desk = Desk(scene, gate.connections(scene.connections), DAEMON)
+        desk = Desk(scene, gate.connections(scene.connections), lock_value)
         if not (await desk.queue.keep_lock(30.0)).ours:
             return []
         claim = await desk.queue.claim(count=count, max_bytes=1 << 30, lease=60.0, lock_ttl=30.0)
@@ -477,6 +477,71 @@ def test_a_daemon_that_gives_a_sign_of_life_keeps_its_lock(each_scene: Scene, si
     race = Race({"keeper": keeper(scene, other), "daemon": daemon}, prepare, lambda ends: None, watch)
     found = {(end["keeper"].released is not None, end["keeper"].aborted) for end in scene.every_order(race)}
     assert found == {(True, False), (False, True), (False, False)}
+
+
+# --- two dispatchers -----------------------------------------------------------------------------
+
+ANOTHER = "cbq-exporter_1764000000_host_2"
+
+
+class SendLockWatch:
+    """After each step of a dispatcher: it claimed under its own lock only, and freed no other."""
+
+    def __init__(self, scene: Scene, holders: Mapping[str, str]) -> None:
+        self._scene = scene
+        self._holders = holders
+
+    def prepare(self) -> None:
+        self._scene.prepare()
+        self._lock, self._waiting = self._look()
+
+    def __call__(self, step: Step) -> None:
+        self._scene.leases_are_kept(step)
+        (before, waited), (self._lock, self._waiting) = (self._lock, self._waiting), self._look()
+        if step.actor not in self._holders:
+            return
+        its_own = before == self._holders[step.actor].encode()
+        if step.what == "claim":
+            assert (self._waiting < waited) == its_own
+        if not its_own and before is not None:
+            assert self._lock == before, f"the lock of {before!r} was taken from it"
+
+    def _look(self) -> tuple[bytes | None, int]:
+        return self._scene.redis.get(LOCK), self._scene.redis.llen(self._scene.keys.pending)
+
+
+@pytest.mark.parametrize("outcome", [Delivered(), PutBack()], ids=lambda one: type(one).__name__)
+def test_two_dispatchers_whose_lock_somebody_deletes_claim_nothing_together(
+    each_scene: Scene, outcome: Outcome
+) -> None:
+    """An existing tool frees the lock with a plain DEL, whoever has it."""
+    scene = each_scene
+    scene.redis.rpush(scene.keys.pending, callback(1), callback(2), callback(3))
+    scene.begins()
+    holders = {"one": DAEMON, "two": ANOTHER}
+    watch = SendLockWatch(scene, holders)
+
+    def check(ends: Ends) -> None:
+        codes = [code for name in holders for _, code in ends[name]]
+        assert codes == [Settled.DONE] * len(codes)
+        done = sum(scene.gone.values())
+        assert done == (len(codes) if isinstance(outcome, Delivered) else 0)
+        assert len(scene.items(scene.keys.pending)) == 3 - done
+        assert not scene.redis.exists(scene.keys.processing, scene.keys.leases)
+
+    def sender(lock_value: str) -> Runs:
+        async def run(gate: Gate) -> list[tuple[bytes, Settled | None]]:
+            ended: list[tuple[bytes, Settled | None]]
+            ended = await dispatcher(scene, outcome, lock_value=lock_value)(gate)
+            await Desk(scene, gate.connections(scene.connections), lock_value).queue.free_lock()
+            return ended
+
+        return run
+
+    actors = {name: sender(value) for name, value in holders.items()}
+    race = Race({**actors, "tool": commands(scene, ("DEL", LOCK))}, watch.prepare, check, watch)
+    ends = scene.every_order(race)
+    assert {(len(end["one"]), len(end["two"])) for end in ends} == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 # --- recoverers ----------------------------------------------------------------------------------
