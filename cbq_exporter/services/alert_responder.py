@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 STALE = 3600.0  # seconds after which nobody acts on an alert any more
 _MOST_TAKEN = 3  # times that one is begun with: more than a crash or two has another reason
 _MOST_NAME = 200  # characters of an alert's name
+_SAME_MOMENT = 0.001  # seconds: the store's clock is read in ms
 
 Count = Callable[[AlertOutcome], None]
 
@@ -142,7 +143,7 @@ class AlertResponder:
     def _needless(self, plan: Plan) -> str:
         """Why the store shows nothing to be done; empty where it does."""
         if plan.nothing_to_do:
-            return plan.summary[-1]
+            return plan.summary[-1] if plan.summary else "there is nothing to do"
         if plan.refusal is not None:
             return plan.refusal
         if plan.lock is not None:
@@ -247,7 +248,9 @@ def _intent(alert: Alert, act: Act) -> Intent:
 
 
 def _operation(queue: str, intent: Intent, waited: float = 0.0) -> Operation:
-    """``waited`` in seconds: a letter that died since is not retried, or one could be retried twice after a crash."""
+    """``waited`` is the seconds since it was written down: a letter that died since is not retried, or one could be
+    retried twice after a crash.
+    """
     match intent.action:
         case AlertAction.RECOVER:
             return Recover(queue, only_known_stuck=True)
@@ -258,7 +261,8 @@ def _operation(queue: str, intent: Intent, waited: float = 0.0) -> Operation:
         case AlertAction.RESUME:
             return Resume(queue, intent.destination)
         case AlertAction.RETRY_DEAD:
-            return RetryDead(queue, Selection(destination=intent.destination, older_than=max(0.0, waited)))
+            older_than = waited - _SAME_MOMENT if waited > _SAME_MOMENT else None
+            return RetryDead(queue, Selection(destination=intent.destination, older_than=older_than))
 
 
 def _why(outcome: AlertOutcome, left: float | None, limits: Limits) -> str:
