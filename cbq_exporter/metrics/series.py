@@ -31,6 +31,16 @@ class _Series(Protocol):
 _AnySeries = TypeVar("_AnySeries", bound=_Series)
 
 
+class _News:
+    """Whether something of a family has changed since it was last collected, and the lock for changing it."""
+
+    __slots__ = ("lock", "there_are")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.there_are = False
+
+
 class _Family(Collector, Generic[_AnySeries]):
     """The series of one metric, by the values of their labels."""
 
@@ -39,30 +49,38 @@ class _Family(Collector, Generic[_AnySeries]):
         # The client library writes a counter's suffix itself.
         self._name = of.full_name.removesuffix("_total")
         self._series: dict[tuple[str, ...], _AnySeries] = {}
-        self._lock = threading.Lock()
+        self._news = _News()
+        self._collecting = threading.Lock()
+        self._samples: list[Sample] = []
         registry.register(self)
 
     def labels(self, *values: str) -> _AnySeries:
         """The same one for the same values."""
         found = self._series.get(values)
         if found is None:
-            with self._lock:
+            with self._news.lock:
                 found = self._series.setdefault(values, self._make(dict(zip(self._of.labels, values, strict=True))))
+            self._news.there_are = True
         return found
 
     def forget(self, label: str, value: str) -> None:
         """All series whose ``label`` is ``value``, from the next scrape on; none where there is no such label."""
         if label in self._of.labels:
             place = self._of.labels.index(label)
-            with self._lock:
+            with self._news.lock:
                 self._series = {key: one for key, one in self._series.items() if key[place] != value}
+            self._news.there_are = True
 
     def describe(self) -> Iterable[Metric]:
         return [Metric(self._name, self._of.help, self._of.type, self._of.unit)]
 
     def collect(self) -> Iterable[Metric]:
         (family,) = self.describe()
-        family.samples = [sample for series in list(self._series.values()) for sample in series.samples()]
+        with self._collecting:
+            if self._news.there_are:
+                self._news.there_are = False  # before reading: what comes meanwhile is for the next scrape
+                self._samples = [sample for series in list(self._series.values()) for sample in series.samples()]
+            family.samples = self._samples
         return [family]
 
     @abstractmethod
@@ -81,28 +99,30 @@ class Numbers(_Family["Number"]):
             self.labels()
 
     def _make(self, labels: _Labels) -> Number:
-        return Number(self._of.full_name, labels, self._first, self._lock)
+        return Number(self._of.full_name, labels, self._first, self._news)
 
 
 class Number:
     """One series of Numbers."""
 
-    __slots__ = ("_labels", "_lock", "_name", "_samples", "_value")
+    __slots__ = ("_labels", "_name", "_news", "_samples", "_value")
 
-    def __init__(self, name: str, labels: _Labels, value: float | None, lock: threading.Lock) -> None:
+    def __init__(self, name: str, labels: _Labels, value: float | None, news: _News) -> None:
         self._name = name
         self._labels = labels
         self._value = value
-        self._lock = lock
+        self._news = news
         self._samples: tuple[Sample, ...] = ()
 
     def set(self, value: float | None) -> None:
         """None: it is not known any more."""
         self._value = value
+        self._news.there_are = True
 
     def inc(self, amount: float = 1.0) -> None:
-        with self._lock:
+        with self._news.lock:
             self._value = (self._value or 0.0) + amount
+        self._news.there_are = True
 
     def samples(self) -> tuple[Sample, ...]:
         value, last = self._value, self._samples
@@ -118,7 +138,7 @@ class Distribution(_Family["Observed"]):
     """A histogram of many observations at once: some are made for each callback, and the library's costs 2 µs each."""
 
     def _make(self, labels: _Labels) -> Observed:
-        return Observed(self._of, labels)
+        return Observed(self._of, labels, self._news)
 
 
 class Observed:
@@ -127,14 +147,15 @@ class Observed:
     Each bucket keeps the latest exemplar of what was no less than the definition's ``exemplars_from``.
     """
 
-    __slots__ = ("_bounds", "_changed", "_counts", "_exemplars", "_exemplars_from", "_samples", "_sum")
+    __slots__ = ("_bounds", "_changed", "_counts", "_exemplars", "_exemplars_from", "_news", "_samples", "_sum")
 
-    def __init__(self, of: Definition, labels: _Labels) -> None:
+    def __init__(self, of: Definition, labels: _Labels, news: _News) -> None:
         self._bounds = of.buckets
         self._counts = [0] * (len(of.buckets) + 1)
         self._sum = 0.0
         self._exemplars: dict[int, Exemplar] = {}  # by the place of the bucket
         self._exemplars_from = of.exemplars_from
+        self._news = news
         self._changed = False
         name = of.full_name
         bounds = [*map(floatToGoString, of.buckets), "+Inf"]
@@ -147,18 +168,18 @@ class Observed:
         for amount in amounts:
             counts[bisect_left(bounds, amount)] += 1
         self._sum += math.fsum(amounts)
-        self._changed = True
+        self._changed = self._news.there_are = True
 
     def exemplify(self, amount: float, labels: _Labels, at: float) -> None:
         """Whose an observed ``amount`` was, and when (epoch seconds). Not kept where it was small."""
         if amount >= self._exemplars_from:
             self._exemplars[bisect_left(self._bounds, amount)] = Exemplar(labels, amount, at)
-            self._changed = True
+            self._changed = self._news.there_are = True
 
     def samples(self) -> Sequence[Sample]:
         """Cumulated, as the format has it."""
         if self._changed:
-            self._changed = False  # before reading: what comes meanwhile is for the next scrape
+            self._changed = False  # before reading, as above
             counts = [float(count) for count in accumulate(self._counts)]
             values = [*counts, counts[-1], self._sum]
             self._samples = [
