@@ -306,6 +306,19 @@ _HEALED = Row(
             bad=thresholds.LOCK_HELD,
         ),
         Panel(
+            "Refused: no longer ours",
+            "Operations that were refused because the lock or the lease had gone to somebody else: "
+            "a daemon that was paused, or leases that are too short.",
+            CALLBACKS,
+            (
+                Query(
+                    f"sum by (queue, operation) (increase(cbq_fenced_total{{{COUNTED}}}[$__rate_interval]))",
+                    "{{queue}} {{operation}}",
+                ),
+            ),
+            Draw.BARS,
+        ),
+        Panel(
             "Operations",
             "What the daemons did on request or by themselves, and how it ended. What people do on the command line "
             "is in cbq-exporter audit.",
@@ -317,6 +330,15 @@ _HEALED = Row(
                 ),
             ),
             Draw.BARS,
+            wide=12,
+        ),
+        Panel(
+            "Alerts received",
+            "What Alertmanager sent to the daemons, by what became of it. unauthorized: somebody without the token.",
+            CALLBACKS,
+            (Query(events("cbq_alerts_received_total", "outcome", DAEMON), "{{outcome}}"),),
+            Draw.BARS,
+            wide=12,
         ),
     ),
 )
@@ -421,17 +443,10 @@ _WELL = Row(
             (Query(rate("process_cpu_seconds_total", "instance", DAEMON), "{{instance}}"),),
         ),
         Panel(
-            "Refused: no longer ours",
-            "Operations that were refused because the lock or the lease had gone to somebody else: "
-            "a daemon that was paused, or leases that are too short.",
-            CALLBACKS,
-            (
-                Query(
-                    f"sum by (queue, operation) (increase(cbq_fenced_total{{{COUNTED}}}[$__rate_interval]))",
-                    "{{queue}} {{operation}}",
-                ),
-            ),
-            Draw.BARS,
+            "Memory of each queue",
+            "What the keys of each queue take in Redis, by samples, without what a reset moved.",
+            BYTES,
+            (Query(state("cbq_queue_memory_bytes"), _QUEUES),),
         ),
     ),
 )
