@@ -191,7 +191,7 @@ class Application:
             self._alerting.reconfigure(config, store, operations)
         if self._on_config is not None:
             self._on_config(config)
-        await self._attendants.replace(new, changes.removed, config.shutdown.grace)
+        await self._attendants.replace(new, changes, actor, config.shutdown.grace)
 
     def _successors(self, config: Config, changes: Changes, store: Store) -> list[Attendant]:
         """Those of the queues that are new or changed, not started yet."""

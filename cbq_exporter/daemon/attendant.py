@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import Any
 
 from cbq_exporter import __version__
 from cbq_exporter.clock import Clock
@@ -15,8 +18,9 @@ from cbq_exporter.daemon.schedule import Schedule
 from cbq_exporter.delivery.egress import EgressPolicy
 from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange
+from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
-from cbq_exporter.model import Mode
+from cbq_exporter.model import Actor, Mode, Result
 from cbq_exporter.policy.stuck import StuckRule
 from cbq_exporter.services.audit import Audit
 from cbq_exporter.services.dispatcher import Dispatcher
@@ -26,6 +30,8 @@ from cbq_exporter.services.upkeep import Upkeep
 from cbq_exporter.store.opening import Store, lock_rule_of
 from cbq_exporter.store.pauses import Pauses
 from cbq_exporter.store.trash import Trash
+
+log = logging.getLogger(__name__)
 
 _UPKEEP_EVERY = 60.0  # seconds
 _LOOKS_MISSED = 3  # so many looks at the lock in a row may be left out before what was seen is forgotten
@@ -75,6 +81,12 @@ class Attendant:
             self._start_dispatching(self._dispatcher)
         self._start_healing()
 
+    async def decline(self) -> None:
+        """Instead of ``start``: free the send lock, should a predecessor have left it to this one."""
+        if self.config.mode is Mode.DISPATCH:
+            with contextlib.suppress(StoreError):  # then it expires
+                await self._store.queues[self.name].free_lock()
+
     def trouble(self) -> str | None:
         """Why the queue is not attended to as it should be now, or None."""
         for task in self.tasks:
@@ -89,6 +101,15 @@ class Attendant:
     def report_in_flight(self) -> None:
         if self._dispatcher is not None:
             self._dispatcher.report_in_flight()
+
+    async def note_reload(self, actor: Actor, what: Mapping[str, Any]) -> None:
+        """In the audit; where the store cannot take it, only the log has it."""
+        if self.config.mode is Mode.OBSERVE:
+            return
+        try:
+            await self._audit.record(self.name, actor, "reload", after=what, result=Result.DONE)
+        except StoreError as error:
+            log.warning("a reload is not in the audit", extra={"queue": self.name, "error": str(error)})
 
     # --- start -------------------------------------------------------------------------------
 

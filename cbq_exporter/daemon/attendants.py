@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections.abc import Iterable, Iterator
 
+from cbq_exporter.config.changes import Changes
 from cbq_exporter.daemon.attendant import Attendant
 from cbq_exporter.errors import CbqError
 from cbq_exporter.metrics.instruments import Instruments
-from cbq_exporter.model import Mode
+from cbq_exporter.model import Actor, Mode
 from cbq_exporter.store.opening import keys_of
 
 log = logging.getLogger(__name__)
@@ -31,14 +32,14 @@ class Attendants:
             self._all[attendant.name] = attendant
             attendant.start()
 
-    async def replace(self, attendants: Iterable[Attendant], removed: Iterable[str], grace: float) -> None:
-        """Close those that ``attendants`` (not started yet) follow, and the ``removed``; start the new ones.
+    async def replace(self, attendants: Iterable[Attendant], changes: Changes, actor: Actor, grace: float) -> None:
+        """Close those that ``attendants`` (not started yet) follow, and those of removed queues; start the new ones.
 
         Each begins as soon as nobody else attends to its queue or works on its keys. Sends in flight have ``grace``
         seconds. Raises CbqError where one could not be started: the others are.
         """
         new = {attendant.name: attendant for attendant in attendants}
-        leaving = [self._all[name] for name in (*(name for name in new if name in self._all), *removed)]
+        leaving = [self._all[name] for name in (*changes.changed, *changes.removed)]
 
         async def close(old: Attendant) -> None:
             try:
@@ -48,18 +49,27 @@ class Attendants:
 
         async def follow(attendant: Attendant) -> None:
             await asyncio.gather(*(close(old) for old in leaving if _meet(old, attendant)))
-            if not self._stopping:
-                self._start_after(self._all.get(attendant.name), attendant)
+            if self._stopping:
+                await attendant.decline()
+                return
+            old = self._all.get(attendant.name)
+            self.start([attendant])
+            if old is None:
+                await attendant.note_reload(actor, {"added": True})
+            else:
+                self._forget_tasks(old, but=attendant)
+                await attendant.note_reload(actor, {"changed": changes.changed[attendant.name]})
 
         async def leave(old: Attendant) -> None:
             await close(old)
             del self._all[old.name]
             self._instruments.forget_queue(old.name)
             self._forget_tasks(old)
+            await old.note_reload(actor, {"removed": True})
 
         results = await asyncio.gather(
             *(follow(attendant) for attendant in new.values()),
-            *(leave(self._all[name]) for name in removed),
+            *(leave(self._all[name]) for name in changes.removed),
             return_exceptions=True,
         )
         failed = [result for result in results if isinstance(result, BaseException)]
@@ -67,11 +77,6 @@ class Attendants:
             log.error("a queue is not attended to", exc_info=error)
         if failed:
             raise CbqError("not every queue could be taken over: see the log, and restart the daemon")
-
-    def _start_after(self, old: Attendant | None, new: Attendant) -> None:
-        self.start([new])
-        if old is not None:
-            self._forget_tasks(old, but=new)
 
     def _forget_tasks(self, old: Attendant, but: Attendant | None = None) -> None:
         for task in old.tasks:

@@ -114,12 +114,22 @@ class Daemon:
 
     # --- start and end -----------------------------------------------------------------------
 
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.yaml"
+
+    def configure(self, *queues: dict[str, Any], **sections: dict[str, Any]) -> None:
+        """Write its file anew, in one step, with these queues (none: those before) and ``sections`` over the rest."""
+        self._config = merged(self._config, sections, {"queues": list(queues)} if queues else {})
+        fresh = self.folder / "config.yaml.new"
+        fresh.write_text(json.dumps(self._config))
+        fresh.replace(self.config_file)
+
     def launch(self) -> None:
         """Start the process and do not wait for it."""
-        config = self.folder / "config.yaml"
-        config.write_text(json.dumps(self._config))
+        self.configure()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CBQ_")}
-        command = [sys.executable, "-m", "cbq_exporter", "serve", "-c", str(config)]
+        command = [sys.executable, "-m", "cbq_exporter", "serve", "-c", str(self.config_file)]
         with open(self.folder / "out", "wb") as out, open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=log
@@ -195,10 +205,14 @@ class Daemon:
 
     def get(self, path: str, timeout: float = 10.0, **headers: str) -> tuple[int, str]:
         """Status and body."""
+        return self.ask("GET", path, timeout, **headers)
+
+    def ask(self, method: str, path: str, timeout: float = 10.0, **headers: str) -> tuple[int, str]:
+        """Status and body. Header names are written with underscores."""
         address = urlsplit(self.url)
         connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=timeout)
         try:
-            connection.request("GET", path, headers={name.replace("_", "-"): text for name, text in headers.items()})
+            connection.request(method, path, headers={name.replace("_", "-"): text for name, text in headers.items()})
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         finally:
