@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from monitoring import thresholds
-from monitoring.places import GRAFANA, JOB, QUEUES_DASHBOARD, RUNBOOKS
+from monitoring.places import DESTINATION_DASHBOARD, GRAFANA, JOB, QUEUES_DASHBOARD, RUNBOOKS
 from monitoring.thresholds import HOUR, MINUTE, Threshold
 
 Severity = Literal["critical", "warning", "info"]
@@ -51,9 +51,10 @@ class Alert:
     @property
     def dashboard_url(self) -> str:
         """The dashboard, with its variables set to what the alert is about."""
-        shown = [label for label in self.scope if label in ("job", "instance", "queue")]
+        dashboard = DESTINATION_DASHBOARD if "destination" in self.scope else QUEUES_DASHBOARD
+        shown = [label for label in self.scope if label in ("job", "instance", "queue", "destination")]
         query = "&".join(f"var-{label}={{{{ $labels.{label} | urlquery }}}}" for label in shown)
-        return f"{GRAFANA}/d/{QUEUES_DASHBOARD}" + (f"?{query}" if query else "")
+        return f"{GRAFANA}/d/{dashboard}" + (f"?{query}" if query else "")
 
 
 def duration(seconds: float) -> str:

@@ -130,8 +130,8 @@ def test_texts_of_alerts_are_filled_in(world: World) -> None:
         for text in one["annotations"].values():
             assert not re.search(r"\{\{|<error|<no value>|NaN|%!", text), text
         link = one["annotations"]["dashboard_url"]
-        assert ("var-queue=a+queue" in link) == ("queue" in alert.scope)
-        assert ("var-instance=an+instance" in link) == ("instance" in alert.scope)
+        for label, value in (("queue", "a+queue"), ("instance", "an+instance"), ("destination", "a+destination")):
+            assert (f"var-{label}={value}" in link) == (label in alert.scope)
     assert "waited for 7s" in shown["Text-CbqOldestPendingTooOld-warning"]["annotations"]["description"]
     assert "700% of the attempts of a queue" in shown["Text-CbqFailureRatioHigh-warning"]["annotations"]["description"]
 
