@@ -16,7 +16,7 @@ END = "# EOF\n"  # of OpenMetrics
 
 # A thread that computes keeps the interpreter's lock for 5 ms at a time, and takes it back whenever a thread that
 # delivers does some I/O: without pauses delivering would stand still until a scrape is written.
-_SLICE = 0.0005  # seconds
+_SLICE = 0.002  # seconds
 _PAUSE = 0.00005
 
 
@@ -90,14 +90,13 @@ class Lines:
 
 def _renumbered(new: Sample, old: Sample, line: str) -> str | None:
     """``line`` of ``old`` with the number of ``new``; None where more than that may be different."""
-    if new.labels != old.labels or new.name != old.name or new[3:] != _PLAIN or old[3:] != _PLAIN:
+    name, labels, value, _, exemplar, _ = new
+    old_name, old_labels, old_value, _, old_exemplar, _ = old
+    if name != old_name or (labels is not old_labels and labels != old_labels) or exemplar or old_exemplar:
         return None
-    if new.value == old.value:
+    if value == old_value:
         return line
-    return f"{line[: line.rindex(' ')]} {floatToGoString(new.value)}\n"  # type: ignore[no-untyped-call]
-
-
-_PLAIN = (None, None, None)  # no timestamp, no exemplar, no native histogram
+    return f"{line[: line.rindex(' ')]} {floatToGoString(value)}\n"  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
