@@ -6,13 +6,26 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pytest
 
-from cbq_exporter.errors import StoreUnavailable
-from cbq_exporter.model import Claimed, Dead, DeadReason, Delivered, PutBack, Retry, Settled, Settlement
+from cbq_exporter.errors import PreconditionChanged, StoreUnavailable
+from cbq_exporter.model import (
+    Claimed,
+    Dead,
+    DeadReason,
+    Delivered,
+    LockLook,
+    PutBack,
+    Recovery,
+    Retry,
+    Settled,
+    Settlement,
+)
+from cbq_exporter.store import trash
 from cbq_exporter.store.connections import MUTATION_TIMEOUT, Connections
 from cbq_exporter.store.healing import Healing
 from cbq_exporter.store.pauses import Pause, Pauses
@@ -27,6 +40,9 @@ from tests.support.queues import FAILURE, OURS, DrivenQueue, callback
 from tests.support.servers import Server
 
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
+THEIRS = "worker_1764000000_4711"
+STUCK_AFTER = 300.0
+KEEP = 600.0
 
 # --- one operation of the store, one fault -------------------------------------------------------
 
@@ -41,6 +57,8 @@ class Hands:
     pauses: Pauses
     claimed: list[Claimed]
     dead: list[str]
+    trash_id: str | None
+    lock: LockLook | None
 
 
 Work = Callable[[Hands], Coroutine[Any, Any, object]]
@@ -48,6 +66,28 @@ Work = Callable[[Hands], Coroutine[Any, Any, object]]
 
 def _settle_as(outcome: Any) -> Work:
     return lambda at: at.queue.settle([Settlement(one, outcome) for one in at.claimed])
+
+
+async def _reset(at: Hands) -> str | None:
+    return await at.trash.move(KEEP, await at.queue.store_now_ms(), {})
+
+
+async def _parts_of_undo(at: Hands) -> list[int]:
+    assert at.trash_id is not None
+    return [moved async for moved in at.trash.put_back(at.trash_id)]
+
+
+async def _undo(at: Hands) -> int | None:
+    """None where it is back already."""
+    try:
+        return sum(await _parts_of_undo(at))
+    except PreconditionChanged:
+        return None
+
+
+def _release(at: Hands, *, by_a_person: bool) -> Coroutine[Any, Any, bool]:
+    assert at.lock is not None
+    return at.healing.release_lock(at.lock, even_if_touched=by_a_person)
 
 
 OPERATIONS: dict[str, Work] = {
@@ -65,8 +105,24 @@ OPERATIONS: dict[str, Work] = {
     "dead_purge": lambda at: at.queue.dead_purge(at.dead),
     "dead_trim": lambda at: at.queue.trim_dead(1, 1e9),
     "recover_all": lambda at: at.healing.recover_all(),
-    "reset": lambda at: at.trash.move(600.0, 1_764_000_000_000, {}),
+    "recover_stuck": lambda at: at.healing.recover_stuck(STUCK_AFTER, 3),
+    "recover_stuck_for_ever": lambda at: at.healing.recover_stuck(STUCK_AFTER, 0),
+    "unlock": lambda at: _release(at, by_a_person=True),
+    "release_by_the_keeper": lambda at: _release(at, by_a_person=False),
+    "reset": _reset,
+    "undo": _undo,
     "pause": lambda at: at.pauses.begin(None, Pause(1_764_000_000.0, "test", "")),
+}
+
+# What has to be there besides.
+BEFORE: dict[str, Callable[[Stage], None]] = {
+    "recover": lambda stage: stage.driven.let_leases_run_out(),
+    "recover_all": lambda stage: stage.driven.let_leases_run_out(),
+    "recover_stuck": lambda stage: stage.get_stuck(),
+    "recover_stuck_for_ever": lambda stage: stage.get_stuck(),
+    "unlock": lambda stage: stage.leave_lock_behind(),
+    "release_by_the_keeper": lambda stage: stage.leave_lock_behind(),
+    "undo": lambda stage: stage.reset(),
 }
 
 # What goes wrong, and whether the operation has been carried out then.
@@ -81,22 +137,77 @@ FAULTS: dict[str, tuple[Fault, bool]] = {
 }
 
 
+# What comes of trying again: where it was not carried out, and where it was.
+AGAIN: dict[str, tuple[Any, Any]] = {
+    **dict.fromkeys(("delivered", "retry", "dead", "put_back"), ([Settled.DONE] * 3, [Settled.FENCED] * 3)),
+    **dict.fromkeys(("unlock", "release_by_the_keeper"), (True, False)),
+    "recover_stuck": (Recovery(returned=3), Recovery()),
+    "recover_stuck_for_ever": (Recovery(dead=3), Recovery()),
+    "undo": (10, None),
+}
+
+
 class Stage:
     """A queue with some callbacks in each state, and a second way to it, through the proxy."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.driven = DrivenQueue(server)
+        self.driven: DrivenQueue = DrivenQueue(server)
+        self._trash = Trash(self.driven.connections, self.driven.keys)
+        self._healing = Healing(self.driven.connections, self.driven.keys)
 
-    def set(self) -> tuple[list[Claimed], list[str]]:
-        """The same each time; returns what is claimed and the ids of dead letters."""
+    def set(self, operation: str) -> None:
+        """The same each time, with what ``operation`` is done on."""
         driven, client = self.driven, self.server.client
         client.flushdb()
+        self._trash_id: str | None = None
+        self._lock: LockLook | None = None
         client.rpush(driven.keys.pending, *(callback(n) for n in range(10)))
         driven.settle(Dead(DeadReason.REJECTED, FAILURE), *driven.claim(3).items)
-        claimed = list(driven.claim(3).items)
-        dead: list[bytes] = client.zrange(driven.keys.dead, 0, -1)  # type: ignore[assignment]
-        return claimed, [one.decode() for one in dead]
+        self._claimed = list(driven.claim(3).items)
+        self._dead = [one.decode() for one in driven.redis.zrange(driven.keys.dead, 0, -1)]
+        if operation in BEFORE:
+            BEFORE[operation](self)
+
+    def reset(self) -> None:
+        """What was there is in the trash, and new callbacks have arrived."""
+        self._trash_id = self.driven.do(self._trash.move(KEEP, self.driven.do(self.driven.queue.store_now_ms()), {}))
+        self.driven.redis.rpush(self.driven.keys.pending, callback(20), callback(21))
+
+    def get_stuck(self) -> None:
+        """Others hold callbacks for longer than they may."""
+        keys = self.driven.keys
+        self.driven.redis.rpush(keys.processing, callback(30), callback(31), callback(30))
+        self.driven.do(self._healing.look_at_processing(STUCK_AFTER))
+        self.driven.redis.zadd(keys.sightings, dict.fromkeys(self.driven.redis.zrange(keys.sightings, 0, -1), 1))
+
+    def leave_lock_behind(self) -> None:
+        self.driven.redis.set(self.driven.keys.lock, THEIRS)
+        self._lock = self.driven.do(self._healing.look_at_lock())
+
+    def through(self, url: str, work: Work) -> Any:
+        """Run ``work`` on a connection of its own."""
+
+        async def run() -> object:
+            connections = Connections(url, shown_as="through the proxy")
+            try:
+                keys = self.driven.keys
+                return await work(
+                    Hands(
+                        Queue(connections, keys, lock_value=OURS),
+                        Trash(connections, keys),
+                        Healing(connections, keys, OURS),
+                        Pauses(connections, keys),
+                        self._claimed,
+                        self._dead,
+                        self._trash_id,
+                        self._lock,
+                    )
+                )
+            finally:
+                await connections.close()
+
+        return self.driven.do(run())
 
     def where(self) -> dict[str, Any]:
         """Everything that an operation changes, without what only says when."""
@@ -109,12 +220,24 @@ class Stage:
             "dead": Counter(driven.kept(keys.dead)),
             "counts": [client.get(key) for key in (keys.stats_queued, keys.stats_sent, keys.stats_failed, keys.fence)],
             "leases": len(deadlines),
+            "sightings": client.zcard(keys.sightings),
+            "recovered": client.hlen(keys.returned),
             "extended": sum(deadline > client.time()[0] * 1000 + 300_000 for _, deadline in deadlines),
             "lock": (client.get(keys.lock), client.ttl(keys.lock) > 60),
             "trash": sorted(client.llen(key) for key in client.keys(f"{keys.trash}:*:p[er]*ing")),
             "resets": (client.zcard(keys.trash), client.hlen(keys.trash_notes)),
             "paused": client.hgetall(keys.paused),
         }
+
+    def everything(self) -> Counter[bytes]:
+        """Of the queue and of its trash."""
+        keys = self.driven.keys
+        client = self.driven.redis
+        found: Counter[bytes] = Counter()
+        for one in (keys, *([keys.trash_of(self._trash_id)] if self._trash_id else [])):
+            found.update(client.lrange(one.pending, 0, -1) + client.lrange(one.processing, 0, -1))
+            found.update(client.hvals(one.payloads))
+        return found
 
 
 @pytest.fixture
@@ -124,68 +247,70 @@ def stage(server: Server) -> Iterator[Stage]:
         yield stage
 
 
-def _through(stage: Stage, url: str, work: Work, claimed: list[Claimed], dead: list[str], *, expired: bool) -> object:
-    """Run ``work`` on a connection of its own that is open already."""
-    if expired:
-        stage.driven.let_leases_run_out()
-
-    async def run() -> object:
-        connections = Connections(url, shown_as="through the proxy")
-        try:
-            keys = stage.driven.keys
-            queue, healing = Queue(connections, keys, lock_value=OURS), Healing(connections, keys, OURS)
-            return await work(Hands(queue, Trash(connections, keys), healing, Pauses(connections, keys), claimed, dead))
-        finally:
-            await connections.close()
-
-    return stage.driven.do(run())
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_operation_is_carried_out_once_or_not_at_all(stage: Stage, operation: str) -> None:
     """Whatever breaks, its caller is told that it is unknown, and nothing is sent again behind its back."""
-    work, expired = OPERATIONS[operation], operation in ("recover", "recover_all")
-    claimed, dead = stage.set()
+    work = OPERATIONS[operation]
+    stage.set(operation)
     before = stage.where()
-    _through(stage, stage.server.url, work, claimed, dead, expired=expired)
+    stage.through(stage.server.url, work)
     after = stage.where()
     assert after != before
     with FaultProxy(stage.server.socket) as proxy:
         for name, (fault, carried_out) in FAULTS.items():
-            claimed, dead = stage.set()
+            stage.set(operation)
             assert stage.where() == before
             proxy.plan(fault)
             already = proxy.struck
             with pytest.raises(StoreUnavailable):
-                _through(stage, proxy.url, work, claimed, dead, expired=expired)
+                stage.through(proxy.url, work)
             assert proxy.struck == already + 1, name
             assert stage.where() == (after if carried_out else before), name
-            # Trying again is safe where the callback itself is the proof of what has been done.
-            if operation in ("delivered", "retry", "dead", "put_back"):
+            # Trying again is safe where the callback, the lock or the reset itself is the proof of what has been done.
+            if operation in AGAIN:
                 proxy.plan()
-                again = _through(stage, proxy.url, work, claimed, dead, expired=False)
-                assert again == [Settled.FENCED if carried_out else Settled.DONE] * 3
+                assert stage.through(proxy.url, work) == AGAIN[operation][carried_out], name
                 assert stage.where() == after, name
+
+
+def test_an_undo_that_is_cut_off_anywhere_is_ended_by_the_next(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trash, "_MOST_ITEMS", 1)
+    stage.set("undo")
+    everything = stage.everything()
+    parts = stage.through(stage.server.url, _parts_of_undo)
+    assert len(parts) >= 5
+    assert stage.everything() == everything
+    after, order = stage.where(), stage.driven.pending
+    with FaultProxy(stage.server.socket) as proxy:
+        for passed, (name, (fault, _)) in product(range(len(parts)), FAULTS.items()):
+            stage.set("undo")
+            proxy.plan(replace(fault, skip=passed))
+            with pytest.raises(StoreUnavailable):
+                stage.through(proxy.url, _undo)
+            assert stage.everything() == everything, (name, passed)
+            proxy.plan()
+            stage.through(proxy.url, _undo)
+            assert (stage.where(), stage.driven.pending) == (after, order), (name, passed)
 
 
 @pytest.mark.parametrize(("direction", "carried_out"), [(TO_SERVER, False), (TO_CLIENT, True)])
 def test_silence_ends_at_the_deadline(stage: Stage, direction: Direction, carried_out: bool) -> None:
     work = OPERATIONS["delivered"]
-    claimed, dead = stage.set()
-    _through(stage, stage.server.url, work, claimed, dead, expired=False)
-    claimed, dead = stage.set()
+    stage.set("delivered")
+    stage.through(stage.server.url, work)
+    stage.set("delivered")
     with FaultProxy(stage.server.socket) as proxy:
         proxy.plan(Fault(Action.BLACK_HOLE, direction, b"EVAL"))
         began = time.monotonic()
         with pytest.raises(StoreUnavailable, match="does not answer in time"):
-            _through(stage, proxy.url, work, claimed, dead, expired=False)
+            stage.through(proxy.url, work)
         assert MUTATION_TIMEOUT - 0.1 < time.monotonic() - began < MUTATION_TIMEOUT + 1.5
     assert len(stage.driven.processing) == (0 if carried_out else 3)
 
 
 def test_a_claim_that_arrives_when_nobody_waits_for_it_any_more_takes_nothing(stage: Stage) -> None:
     """Its sender gave up long ago: what it took would lie there until the lease runs out."""
-    stage.set()
+    stage.set("claim")
     before = stage.where()
 
     async def run(url: str) -> None:
