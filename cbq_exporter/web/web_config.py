@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import bcrypt
 from pydantic import Field, SecretStr, ValidationError
 
 from cbq_exporter.config import document, kinds
@@ -56,7 +55,8 @@ _HEADERS: Mapping[str, tuple[str, ...]] = {
     "X-XSS-Protection": (),
 }
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]{0,8192}")
-_HASH = re.compile(r"\$2[aby]\$([0-9]{2})\$([./A-Za-z0-9]{53})")
+# Cost, salt (whose last character has two bits only) and digest.
+_HASH = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 _MOST_USERS = 1000
 _USER = re.compile(r"[^:\x00-\x1f\x7f]{1,200}")
 _DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)"
@@ -159,10 +159,6 @@ def _hash_trouble(value: object) -> str:
         return "must have a bcrypt hash for each user"
     if not 4 <= int(match[1]) <= MOST_COST:
         return f"must have hashes of a cost from 4 to {MOST_COST}"
-    try:
-        bcrypt.checkpw(b"", f"$2b$04${match[2]}".encode())  # the least cost: whether the rest can be read
-    except ValueError:
-        return "must have a bcrypt hash for each user"
     return ""
 
 

@@ -91,13 +91,14 @@ def api_serving(
     keep: float = KEEP,
     most: int = MOST,
     body_time: float = 10.0,
+    config_file: Path | None = None,
 ) -> Iterator[ApiServing]:
     config = Config(web={"bearer_token_file": tokens}, queues=QUEUES)
     connections = Connections(server.url, shown_as="test")
     operator = operator or NotingOperator()
     answers = {queue.name: Answers(connections, keys_of(queue), keep=keep, most=most) for queue in config.queues}
     api = Api(config, operator, answers, body_time=body_time)
-    with serving(FakeBackend(config=config), routes=[api]) as served:
+    with serving(FakeBackend(config=config), routes=[api], config_file=config_file) as served:
         try:
             yield ApiServing(served, operator)
         finally:
