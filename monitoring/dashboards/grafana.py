@@ -13,7 +13,7 @@ from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat, QueryEditorMode
 
-from monitoring.dashboards.panels import Board, Draw, Events, Link, Panel, Query, Variable, Word
+from monitoring.dashboards.panels import CALLBACKS, NUMBER, Board, Draw, Events, Link, Panel, Query, Variable, Word
 from monitoring.thresholds import Threshold
 
 _ROWS_OF_A_TABLE = 20
@@ -134,8 +134,9 @@ def _common(made: _Drawn, panel: Panel) -> _Drawn:
     made.thresholds(
         dashboard.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps(panel.late, panel.bad))
     )
-    if panel.empty:
-        made.no_value(panel.empty)
+    empty = panel.empty or ("none" if panel.draw in (Draw.NUMBER, Draw.BARS) else "")
+    if empty:
+        made.no_value(empty)
     for reference, query in zip(ascii_uppercase, panel.queries, strict=False):
         made.with_target(_target(query, reference, panel.draw))
     return made
@@ -156,14 +157,16 @@ def _target(query: Query, reference: str, draw: Draw) -> prometheus.Dataquery:
 
 
 def _number(panel: Panel) -> stat.Panel:
-    return _common(
+    made = (
         stat.Panel()
         .color_scheme(_colour(model.FieldColorModeId.THRESHOLDS))
         .color_mode(common.BigValueColorMode.VALUE)
         .graph_mode(common.BigValueGraphMode.NONE)
-        .reduce_options(options.ReduceDataOptions().calcs(["lastNotNull"])),
-        panel,
+        .reduce_options(options.ReduceDataOptions().calcs(["lastNotNull"]))
     )
+    if panel.unit in (CALLBACKS, NUMBER):
+        made.decimals(0)  # increase() extrapolates whole numbers to fractions
+    return _common(made, panel)
 
 
 def _graph(panel: Panel) -> timeseries.Panel:

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from monitoring.thresholds import Threshold
 
 # Grafana's names of units.
-CALLBACKS = "short"
+CALLBACKS = "locale"
 PER_SECOND = "cps"
 SECONDS = "s"
 SHARE = "percentunit"

@@ -212,7 +212,7 @@ _FAILING = Row(
             ),
             Draw.TABLE,
             wide=16,
-            high=9,
+            high=11,
             columns=(("queue", "Queue"), ("destination", "Destination")),
             link=Link(
                 "One destination",
@@ -226,7 +226,7 @@ _FAILING = Row(
             "The share of attempts in the last 10 minutes that failed. A failed attempt is tried again.",
             SHARE,
             (Query(failure_ratio("queue"), _QUEUES),),
-            high=9,
+            high=11,
             late=thresholds.FAILURE_RATIO,
             bad=thresholds.FAILURE_RATIO_CRITICAL,
         ),
@@ -250,7 +250,7 @@ _FAILING = Row(
             CALLBACKS,
             (
                 Query(state("cbq_queue_length", where=f'{TRUTH},state="dead"'), "{{queue}} dead"),
-                Query(state("cbq_paused_destinations"), "{{queue}} destinations paused"),
+                Query(state("cbq_paused_destinations"), "{{queue}} paused"),
             ),
         ),
     ),
@@ -310,12 +310,7 @@ _HEALED = Row(
             "Operations that were refused because the lock or the lease had gone to somebody else: "
             "a daemon that was paused, or leases that are too short.",
             CALLBACKS,
-            (
-                Query(
-                    f"sum by (queue, operation) (increase(cbq_fenced_total{{{COUNTED}}}[$__rate_interval]))",
-                    "{{queue}} {{operation}}",
-                ),
-            ),
+            (Query(events("cbq_fenced_total", "queue, operation"), "{{queue}} {{operation}}"),),
             Draw.BARS,
         ),
         Panel(
@@ -352,14 +347,22 @@ _WELL = Row(
             NUMBER,
             (Query(f"max by (instance) (cbq_up{{{DAEMON}}})", "{{instance}}"),),
             Draw.STATES,
+            high=5,
             words=(NO, YES),
         ),
         Panel(
             "Leads",
             "Which daemon holds the send lock of which queue: exactly one for each queue that is dispatched.",
             NUMBER,
-            (Query(f"max by (queue, instance) (cbq_dispatch_leader{{{COUNTED}}})", "{{queue}} {{instance}}"),),
+            (
+                Query(
+                    f"max by (queue, instance) (cbq_dispatch_leader{{{COUNTED}}} "
+                    f'and on (instance, queue) cbq_queue_info{{{COUNTED},mode="dispatch"}})',
+                    "{{queue}} {{instance}}",
+                ),
+            ),
             Draw.STATES,
+            high=5,
             words=(Word("stands by", "blue"), Word("leads", "green")),
         ),
         Panel(
@@ -368,17 +371,19 @@ _WELL = Row(
             NUMBER,
             (Query(f"max by (instance) (cbq_config_last_reload_successful{{{DAEMON}}})", "{{instance}}"),),
             Draw.STATES,
+            high=5,
             words=(NO, YES),
         ),
         Panel(
             "Tasks without success, in intervals",
-            "How many of its intervals ago each scheduled task last succeeded, with a minute of grace.",
+            "How many of its intervals ago a scheduled task last succeeded, a minute of grace taken off. "
+            "Tasks that are well are left out.",
             NUMBER,
             (
                 Query(
                     f"max by (task) (clamp_min(timestamp(cbq_task_last_success_timestamp_seconds{{{DAEMON}}}) "
                     f"- cbq_task_last_success_timestamp_seconds{{{DAEMON}}} "
-                    f"- {thresholds.TASK_GRACE.value:g}, 0) / cbq_task_interval_seconds{{{DAEMON}}})",
+                    f"- {thresholds.TASK_GRACE.value:g}, 0) / cbq_task_interval_seconds{{{DAEMON}}}) > 0",
                     "{{task}}",
                 ),
             ),
@@ -391,7 +396,7 @@ _WELL = Row(
             (
                 Query(
                     f"max by (task) (increase(cbq_task_skipped_total{{{DAEMON}}}[{_SKIPPED_OVER}]) "
-                    f"+ increase(cbq_task_missed_total{{{DAEMON}}}[{_SKIPPED_OVER}]))",
+                    f"+ increase(cbq_task_missed_total{{{DAEMON}}}[{_SKIPPED_OVER}])) > 0",
                     "{{task}}",
                 ),
             ),
@@ -401,13 +406,15 @@ _WELL = Row(
             "Task runs that failed",
             "Runs that ended with an error: the daemon's log has it.",
             NUMBER,
-            (Query(f"sum by (task) (increase(cbq_task_failures_total{{{DAEMON}}}[$__rate_interval]))", "{{task}}"),),
+            (Query(events("cbq_task_failures_total", "task", DAEMON), "{{task}}"),),
+            Draw.BARS,
         ),
         Panel(
             "Errors of Redis",
             "Commands a second that Redis refused or did not answer.",
             PER_SECOND,
-            (Query(rate("cbq_redis_errors_total", "kind", DAEMON), "{{kind}}"),),
+            (Query(f"{rate('cbq_redis_errors_total', 'kind', DAEMON)} > 0", "{{kind}}"),),
+            Draw.BARS,
         ),
         Panel(
             "Reading Redis for a scrape",

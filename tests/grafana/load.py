@@ -23,10 +23,11 @@ _HEALING: dict[str, Any] = {
     "delivery": SHORT_LIVED["delivery"],
 }
 
-# One is sent by the daemon, the other by workers of which one has died.
+# One is sent by the daemon, one by workers that die, and one has a key that is something else.
 QUEUES = (
     queue(SHORT_LIVED, name="callbacks", prefix="callbacks", retry={"max_attempts": 3}),
     queue(_HEALING, name="theirs", prefix="theirs", mode="supervise"),
+    queue(_HEALING, name="foreign", prefix="foreign", mode="supervise"),
 )
 
 
@@ -56,6 +57,7 @@ def _produce(server: Server, receiver: Receiver, daemon: Daemon, done: threading
     client: Any = server.client
     ok = receiver.on("/ok", Answer(delay=0.2))  # long enough for a scrape to see it under way
     down = receiver.on("/down", Answer(503)).replace("127.0.0.1", FAILING)
+    client.set("foreign:processing", "not a list")
     number = 0
     while not done.wait(0.1):
         number += 1
@@ -64,6 +66,7 @@ def _produce(server: Server, receiver: Receiver, daemon: Daemon, done: threading
         if number % 20 == 1:  # one more worker dies with a callback, and leaves the send lock
             client.rpush("theirs:processing", item(ok, number))
             client.set("theirs:lock", f"{THEIRS}{number}")
+            client.delete("callbacks:lock")  # as existing tools free it, whoever holds it
             _post_alert(daemon)
 
 

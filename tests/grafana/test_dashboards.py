@@ -21,7 +21,7 @@ PANELS = [
     pytest.param(panel, id=f"{uid} {panel['title']}") for uid, one in BOARDS.items() for panel in boards.panels(one)
 ]
 ASKS = [pytest.param(ask, id=str(ask)) for one in BOARDS.values() for ask in boards.asks(one)]
-UNITS = {"short", "none", "cps", "s", "percentunit", "bytes"}
+UNITS = {"locale", "none", "cps", "s", "percentunit", "bytes"}
 
 # A column of 24 is 80 px of 1920, and a letter of a title 8 px; the sign with the description takes 24.
 LETTERS_PER_COLUMN, LETTERS_OF_SIGN = 10, 3
