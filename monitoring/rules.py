@@ -443,10 +443,14 @@ ALERTS: tuple[Alert, ...] = (
         "CbqAlertActionFailed",
         "warning",
         'sum by (job) (increase(cbq_alerts_received_total{outcome="failed"}'
-        f"{_over(thresholds.ALERT_ACTIONS_FAILED)})) {_above(thresholds.ALERT_ACTIONS_FAILED)}",
+        f"{_over(thresholds.ALERT_ACTIONS_FAILED)}))\n"
+        '+ sum by (job) (increase(cbq_operations_total{trigger="alert", result="failed"}'
+        f"{_over(thresholds.ALERT_ACTIONS_FAILED)}))\n"
+        f"{_above(thresholds.ALERT_ACTIONS_FAILED)}",
         0,
         "{{ $labels.job }} could not do what an alert asks for",
-        "{{ $value | humanize }} actions on alerts failed in the last 15 minutes. Nothing was healed by them.",
+        "{{ $value | humanize }} alerts of the last 15 minutes could not be judged or acted on. "
+        "What they are about is not healed.",
         scope=("job",),
     ),
 )

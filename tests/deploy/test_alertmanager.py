@@ -6,19 +6,29 @@ import re
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from cbq_exporter.config.loading import load
 from monitoring.rules import ALERTS, Alert
-from tests.support.daemons import until
+from tests.support.daemons import Daemon, merged, queue, until
 from tests.support.prometheus import Alertmanager, program
+from tests.support.servers import Server
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 FILE = DEPLOY / "alertmanager/alertmanager.yml"
 
 DAEMON, PEOPLE = "cbq-exporter", "people"
+PREFIX = "callback_queue"
+
+_ONLY_LOOKS: dict[str, Any] = {
+    "mode": "supervise",
+    "delivery": {"timeout": "500ms", "connect_timeout": "500ms", "lease": "2s"},
+    "recovery": {"auto": False, "every": "100ms", "stuck_after": "1s"},
+    "lock": {"check_every": "100ms", "stale": {"auto": False, "no_ttl_after": "1s"}},
+}
 _CALLBACKS = {"job": "cbq-exporter", "queue": "callbacks"}
 
 
@@ -34,19 +44,39 @@ def test_people_are_told_all_and_the_daemon_only_what_it_may_heal(alert: Alert) 
 
 
 def test_the_daemon_has_a_route_for_each_alert_it_is_sent_and_repeats_come_after_its_cooldown(tmp_path: Path) -> None:
-    snippet = re.search(r"```yaml\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
-    assert snippet
     config = tmp_path / "config.yaml"
-    config.write_text(snippet[1])
+    config.write_text(yaml.safe_dump({"alerts": _alerts_of_the_readme()}))
     routes = load(config).config.alerts.routes
-    said = yaml.safe_load(snippet[1])["alerts"]["routes"]
-    assert {route["match"]["alertname"]: route["action"] for route in said} == {
-        alert.name: alert.action for alert in ALERTS if alert.action
-    }
+    said = {route["match"]["alertname"]: route["action"] for route in _alerts_of_the_readme()["routes"]}
+    assert said == {alert.name: alert.action for alert in ALERTS if alert.action}
     (route,) = [one for one in _config()["route"]["routes"] if one["receiver"] == DAEMON]
     repeat = re.fullmatch(r"(\d+)m", route["repeat_interval"])
     assert repeat
     assert int(repeat[1]) * 60 > max(one.cooldown for one in routes)
+
+
+def test_what_alertmanager_posts_is_healed_once(tmp_path: Path, server: Server) -> None:
+    """Both files as shipped, but for names and the token; the daemon does nothing of this by itself."""
+    token = tmp_path / "token"
+    token.write_text("a-token-of-32-characters-or-more")
+    token.chmod(0o600)
+    alerts = merged(_alerts_of_the_readme(), {"auth": {"bearer_token_file": str(token)}})
+    client: Any = server.client
+    client.set(f"{PREFIX}:lock", "worker_1764000000_1234")
+    client.rpush(f"{PREFIX}:processing", '{"url": "http://127.0.0.1:9/", "data": {}}')
+    with Daemon(server.url, queue(_ONLY_LOOKS), alerts=alerts) as daemon:
+        config = _config()
+        (receiver,) = [one for one in config["receivers"] if one["name"] == DAEMON]
+        webhook = receiver["webhook_configs"][0]
+        webhook["url"] = daemon.url + urlsplit(webhook["url"]).path
+        webhook["http_config"]["authorization"]["credentials_file"] = str(token)
+        until(lambda: daemon.metrics().get("cbq_stuck_callbacks") == 1 == daemon.metrics().get("cbq_lock_stale"))
+        with Alertmanager(config) as running:
+            running.post(*({"alertname": alert.name, "severity": alert.severity, **_CALLBACKS} for alert in ALERTS))
+            until(lambda: client.llen(f"{PREFIX}:pending") == 1, what=lambda: (running.log(), daemon.log()))
+            until(lambda: not client.exists(f"{PREFIX}:lock"), what=lambda: (running.log(), daemon.log()))
+        assert daemon.metrics().get("cbq_alerts_received_total") == 2
+        assert daemon.metrics().get("cbq_alerts_received_total", outcome="accepted") == 2
 
 
 def test_the_token_comes_from_a_file() -> None:
@@ -130,6 +160,13 @@ def test_the_worse_of_two_of_one_name_inhibits_the_other(alertmanager: Alertmana
     until(lambda: ("warning", "callbacks") in muted())
     assert ("critical", "callbacks") not in muted()
     assert ("warning", "invoices") not in muted()
+
+
+def _alerts_of_the_readme() -> dict[str, Any]:
+    snippet = re.search(r"```yaml\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    assert snippet
+    found: dict[str, Any] = yaml.safe_load(snippet[1])["alerts"]
+    return found
 
 
 def _config() -> dict[str, Any]:

@@ -97,6 +97,7 @@ class Daemon:
         folder: Path | None = None,
         grace: str = "5s",
         web: dict[str, Any] | None = None,
+        alerts: dict[str, Any] | None = None,
     ) -> None:
         self._own_folder = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="cbq-"))
@@ -108,6 +109,7 @@ class Daemon:
             "log": {"level": "debug", "format": "json"},
             "shutdown": {"grace": grace},
             "queues": list(queues or [queue()]),
+            "alerts": alerts or {},
         }
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
@@ -144,7 +146,7 @@ class Daemon:
         assert self.process is not None
         if self.process.poll() is not None:
             raise RuntimeError(f"the daemon ended with {self.process.returncode}: {self.log()}")
-        said = re.search(r"Metrics: (http://\S+)/metrics\n", (self.folder / "out").read_text())
+        said = re.search(r"Metrics: (https?://\S+)/metrics\n", (self.folder / "out").read_text())
         return said[1] if said else ""
 
     @property
