@@ -41,6 +41,11 @@ TYPES: Mapping[str, str] = {
     "trash_notes": "hash",
     "paused": "hash",
     "answers": "zset",
+    "alerts": "hash",
+    "alert_times": "zset",
+    "alerts_open": "zset",
+    "alerts_turn": "string",
+    "alerts_paused": "string",
 }
 
 _SAMPLE = 50  # callbacks of pending that are parsed, at each end
