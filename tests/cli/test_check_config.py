@@ -55,6 +55,23 @@ def test_every_problem_of_a_bad_file(file: Path) -> None:
     assert [problem["path"] for problem in json.loads(result.stdout)["problems"]]
 
 
+def test_the_web_config_is_checked_too(file: Path, tmp_path: Path) -> None:
+    web_yml = tmp_path / "web.yml"
+    file.write_text(f"web: {{listen_address: ':9847', bearer_token_file: t, config_file: {web_yml}}}\n")
+    web_yml.write_text("tls_server_config: {cert_file: none.pem, key_file: none.key}\n")
+    result = _check(file)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"cbq-exporter: {tmp_path}/none.pem: tls_server_config.cert_file: found ")
+    web_yml.write_text("basic_auth_users: {alice: s3cret}\nhttp_servers: {}\n")
+    problems = json.loads(_check(file, "-o", "json").stdout)["problems"]
+    assert [problem["path"] for problem in problems] == ["basic_auth_users", "http_servers"]
+    assert "s3cret" not in str(problems)
+    web_yml.write_text("")
+    assert _check(file).stderr.splitlines() == [
+        f"warning: {web_yml}: tls_server_config: is not there: bearer tokens cross the network unencrypted"
+    ]
+
+
 def test_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CBQ_CONFIG", raising=False)

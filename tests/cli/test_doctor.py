@@ -63,6 +63,16 @@ def test_without_a_problem_the_exit_code_is_0(cli: Cli) -> None:
     assert "note     persistence  append-only file, written each second" in result.stdout
 
 
+def test_a_web_config_that_the_daemon_would_refuse(cli: Cli, tmp_path: Path) -> None:
+    with cli.config_file.open("a") as config:
+        config.write(f"web: {{config_file: {tmp_path}/web.yml}}\n")
+    (tmp_path / "web.yml").write_text("basic_auth: {}\n")
+    result = cli("doctor", "-o", "json")
+    (finding,) = [one for one in json.loads(result.stdout)["findings"] if one["check"] == "configuration"]
+    assert (result.exit_code, finding["severity"]) == (1, "problem")
+    assert finding["found"].startswith(f"{tmp_path}/web.yml:1: basic_auth: found an unknown key; known here: tls_s")
+
+
 def test_redis_that_is_down(cli: Cli, tmp_path: Path) -> None:
     cli.config_file.write_text(f"redis: {{url: 'unix://{tmp_path}/none.sock'}}\nqueues:\n  - {{name: callbacks}}\n")
     result = cli("doctor")
