@@ -397,6 +397,49 @@ def test_the_daemon_goes_on_and_every_callback_is_delivered_once(server: Server,
         assert daemon.stop() == 0
 
 
+HEALING = ("beat", "lock_look", "lock_release", "sight", "recover_stuck", "audit_add")
+HEALS_QUICKLY: dict[str, Any] = {
+    "mode": "supervise",
+    "recovery": {"every": "100ms", "stuck_after": "1500ms"},
+    "lock": {"check_every": "100ms", "stale": {"no_ttl_after": "1s", "max_ttl": "60s"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("action", "direction"),
+    [
+        (Action.CUT, TO_SERVER),
+        (Action.RESET, TO_CLIENT),
+        (Action.DROP_REPLY, TO_SERVER),
+        (Action.BLACK_HOLE, TO_SERVER),
+    ],
+    ids=["cut", "reset", "reply-lost", "silence"],
+)
+def test_the_daemon_goes_on_healing(server: Server, action: Action, direction: Direction) -> None:
+    """Each of its scripts is struck; what others left behind comes back all the same, each of it once."""
+    client: Any = server.client
+    lock, processing, pending = (f"{PREFIX}:{name}" for name in ("lock", "processing", "pending"))
+    payloads = [item("http://127.0.0.1:9/", n) for n in range(30)]
+    with FaultProxy(server.socket) as proxy, Daemon(proxy.url, queue(SHORT_LIVED, HEALS_QUICKLY)) as daemon:
+        daemon.wait_until_ready()
+        for broken in (True, False):
+            if broken:
+                proxy.plan(*(Fault(action, direction, load(name).sha.encode()) for name in HEALING))
+            client.set(lock, THEIRS)
+            client.rpush(processing, *payloads)
+            until(lambda: not client.exists(lock), timeout=30, what=lambda: daemon.log()[-3000:])
+            until(lambda: client.llen(pending) == len(payloads), timeout=30, what=lambda: daemon.log()[-3000:])
+            assert client.lrange(pending, 0, -1) == payloads
+            assert client.llen(processing) == 0
+            client.delete(pending)
+            if broken:
+                until(lambda: proxy.struck == len(HEALING), what=lambda: proxy.struck)
+                proxy.heal()
+                daemon.wait_until_ready(30)
+        assert daemon.get("/-/healthy")[0] == 200
+        assert daemon.stop() == 0
+
+
 def _conserved(client: Any, receiver: CountingReceiver, payloads: list[bytes]) -> int:
     """Each is in one place, or has arrived; returns how many are in a place."""
     held = kept(client)
