@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,27 +12,20 @@ from cbq_exporter.clock import Clock
 from cbq_exporter.config import QueueConfig
 from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.engine import Engine
-from cbq_exporter.delivery.exchange import Exchange, Request
+from cbq_exporter.delivery.exchange import Exchange
 from cbq_exporter.delivery.sender import Ended, Sender
-from cbq_exporter.delivery.shaping import Shaper, Unusable, webhook_id
-from cbq_exporter.delivery.url import Target
 from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
 from cbq_exporter.model import (
     Claim,
-    Claimed,
-    Dead,
-    Delivered,
-    Failure,
-    FailureKind,
     FlushReason,
-    PutBack,
-    Retry,
     Settled,
     Settlement,
     Waiting,
 )
 from cbq_exporter.policy import flush, retry
+from cbq_exporter.services.accepting import Acceptor
+from cbq_exporter.services.judging import Judge
 from cbq_exporter.services.settler import Settler
 from cbq_exporter.store.pauses import NOT_PAUSED, Pauses
 from cbq_exporter.store.queue import Queue
@@ -46,7 +37,6 @@ _STANDBY_LOOK = 1.0  # seconds: how often a standby looks at the lock at least
 _SHORTEST_LOOK = 0.02  # seconds: while callbacks wait for their batch to fill
 _LONGEST_LOOK = 1.0
 _PAUSES_LOOK = 1.0  # seconds: how often is looked at what is paused
-_PAUSED_FOR = 30.0  # seconds that a callback to a paused destination is put off at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +75,12 @@ class Dispatcher:
             batch.early.size if batch.early else None,
             batch.early.delay if batch.early else 0.0,
         )
-        self._retry_rule = retry.RetryRule(
-            again.max_attempts, again.max_age, again.base, again.cap, again.retry_after_cap
-        )
-        self._shaper = Shaper(
-            body=str(delivery.request.body),
-            headers=delivery.request.headers,
-            max_bytes=delivery.max_request_bytes,
+        self._acceptor = Acceptor(delivery, clock)
+        self._judge = Judge(
+            config.name,
+            retry.RetryRule(again.max_attempts, again.max_age, again.base, again.cap, again.retry_after_cap),
+            instruments,
+            clock,
         )
         self._sender = Sender(
             make_engine,
@@ -106,7 +95,6 @@ class Dispatcher:
         self._at_rest = asyncio.Event()  # while ``run_once`` does not run
         self._at_rest.set()
         self._reported: dict[str, int] = {}
-        self._number = 0
         self._stopping = False
         self._cut_off: list[Parcel] = []
         self._lock_until = 0.0  # monotonic: the lock is ours at least until then, if nobody takes it away
@@ -289,177 +277,38 @@ class Dispatcher:
             return
 
     def _accept(self, claim: Claim, not_after: float) -> None:
-        delivery = self._config.delivery
-        parcels: list[Parcel] = []
-        not_sent: list[Settlement] = []
-        for claimed in claim.items:
-            shaped = self._shaper.shape(claimed)
-            if isinstance(shaped, Unusable):
-                not_sent.append(self._given_up(claimed, shaped))
-                continue
-            if shaped.target.destination in self._paused.destinations:
-                not_sent.append(self._put_off(claimed, shaped.target))
-                continue
-            request = Request(
-                shaped.target.url,
-                shaped.body,
-                shaped.headers,
-                delivery.timeout,
-                delivery.connect_timeout,
-                not_after,
-            )
-            self._number += 1
-            parcel = Parcel(self._number, claimed, shaped.target.destination, request, shaped.queued_at)
-            request.tag = parcel
-            self._held[claimed.lease] = parcel
+        accepted = self._acceptor.accept(claim.items, not_after, self._paused.destinations)
+        for parcel in accepted.parcels:
+            self._held[parcel.claimed.lease] = parcel
             self._held_bytes += parcel.size
-            parcels.append(parcel)
+        for settlement in accepted.not_sent:
+            self._held[settlement.claimed.lease] = None
         if self._stopping:  # the claim was on its way already
-            self._cut_off += parcels
+            self._cut_off += accepted.parcels
         else:
-            self._sender.send(parcels, spread=self._config.batch.spread)
-        self._settler.add(not_sent)
-
-    def _given_up(self, claimed: Claimed, why: Unusable) -> Settlement:
-        self._held[claimed.lease] = None
-        failure = Failure(why.reason.value, detail=why.detail, at=self._clock.now())
-        return Settlement(claimed, Dead(why.reason, failure, attempt_used=False), url=why.url)
-
-    def _put_off(self, claimed: Claimed, target: Target) -> Settlement:
-        """Its destination is paused. No attempt is used."""
-        self._held[claimed.lease] = None
-        failure = Failure("paused", detail="its destination is paused by an operator", at=self._clock.now())
-        outcome = Retry(_PAUSED_FOR * random.uniform(1.0, 1.5), failure, attempt_used=False)
-        return Settlement(claimed, outcome, target.url, target.destination)
+            self._sender.send(accepted.parcels, spread=self._config.batch.spread)
+        self._settler.add(accepted.not_sent)
 
     def _park_excess(self) -> None:
         """Give back what waits for slow destinations, so that others get their turn. No attempt is used."""
-        parked = []
-        for parcel, delay in self._sender.give_back_excess():
-            self._instruments.destination(parcel.destination).throttled.inc()
-            failure = Failure("throttled", detail="its destination is busy", at=self._clock.now())
-            parked.append(self._settlement(parcel, Retry(delay * random.uniform(1.0, 1.1), failure, False)))
-        self._settler.add(parked)
+        self._settler.add(self._judge.throttled(self._sender.give_back_excess()))
 
     # --- the ends of sends -------------------------------------------------------------------
 
     def _on_ended(self, ended: list[Ended]) -> None:
-        now = self._clock.now()
-        settlements: list[Settlement] = []
-        attempts: dict[str, list[float]] = {}  # how long each took, by destination
-        lags: list[float] = []
-        longest = longest_lag = 0.0  # of this batch, and whose they are: they may become exemplars
-        slowest: Parcel | None = None
-        latest: Parcel | None = None
-        for parcel, exchange in ended:
-            kind = exchange.failure
-            if kind is None:
-                if parcel.queued_at is not None:
-                    lag = max(0.0, now - parcel.queued_at)
-                    lags.append(lag)
-                    if lag > longest_lag:
-                        longest_lag, latest = lag, parcel
-                settlements.append(Settlement(parcel.claimed, _DELIVERED))
-            else:
-                if kind is FailureKind.CANCELLED and self._stopping:
-                    self._cut_off.append(parcel)  # put back with the rest, in order
-                    continue
-                settlements.append(self._judged(parcel, exchange, now))
-                if kind in (FailureKind.EXPIRED, FailureKind.CANCELLED):
-                    continue
-                self._instruments.destination(parcel.destination).failures[kind].inc()
-            duration = exchange.duration
-            attempts.setdefault(parcel.destination, []).append(duration)
-            if duration > longest:
-                longest, slowest = duration, parcel
-        for name, durations in attempts.items():
-            destination = self._instruments.destination(name)
-            destination.attempts.inc(len(durations))
-            destination.duration.observe(*durations)
-        self._instruments.lag.observe(*lags)
-        if slowest is not None:
-            durations_of_all = self._instruments.destination(slowest.destination).duration
-            durations_of_all.exemplify(longest, {"webhook_id": webhook_id(slowest.claimed)}, now)
-        if latest is not None:
-            self._instruments.lag.exemplify(longest_lag, {"webhook_id": webhook_id(latest.claimed)}, now)
-        self._settler.add(settlements)
-
-    def _judged(self, parcel: Parcel, exchange: Exchange, now: float) -> Settlement:
-        claimed = parcel.claimed
-        attempt = retry.Attempt(
-            exchange.status,
-            exchange.failure,
-            exchange.retry_after,
-            exchange.detail,
-            exchange.sample.decode("utf-8", "replace"),
-            now,
-        )
-        outcome = retry.judge(
-            attempt,
-            self._retry_rule,
-            attempts_before=claimed.attempts,
-            age=now - claimed.first_claimed_ms / 1000,
-            roll=random.random(),
-        )
-        log.debug(
-            "an attempt failed",
-            extra={
-                "queue": self._config.name,
-                "destination": parcel.destination,
-                "kind": str(exchange.failure),
-                "status": exchange.status,
-                "detail": exchange.detail,
-                "id": claimed.fingerprint,
-            },
-        )
-        return self._settlement(parcel, outcome)
-
-    @staticmethod
-    def _settlement(parcel: Parcel, outcome: Delivered | Retry | Dead | PutBack) -> Settlement:
-        return Settlement(parcel.claimed, outcome, parcel.request.url, parcel.destination)
+        judged = self._judge.judge(ended, stopping=self._stopping)
+        self._cut_off += judged.cut_off  # put back with the rest, in order
+        self._settler.add(judged.settlements)
 
     def _on_settled(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> None:
-        delivered = 0
-        soonest = math.inf
-        for settlement, result in zip(settlements, settled, strict=True):
+        for settlement in settlements:
             parcel = self._held.pop(settlement.claimed.lease, None)
             if parcel is not None:
                 self._held_bytes -= parcel.size
-            if result is Settled.FENCED:
-                self._instruments.fenced["settle"].inc()
-                continue
-            if settlement.outcome is _DELIVERED:
-                delivered += 1
-                continue
-            match settlement.outcome:
-                case Dead(reason=reason):
-                    self._instruments.dead[reason].inc()
-                    self._tell_of_death(settlement)
-                case Retry(delay=delay, failure=failure):
-                    soonest = min(soonest, delay)
-                    if failure.kind in _RETRIED_KINDS:
-                        self._instruments.retried[FailureKind(failure.kind)].inc()
-                case _:
-                    pass
-        if delivered:
-            self._instruments.delivered.inc(delivered)
-        if soonest < math.inf:
+        soonest = self._judge.count(settlements, settled)
+        if soonest is not None:
             self._on_retry(soonest)
         self._room_made.set()
-
-    def _tell_of_death(self, settlement: Settlement) -> None:
-        outcome = settlement.outcome
-        assert isinstance(outcome, Dead)
-        log.warning(
-            "given up: it is in the dead letters now",
-            extra={
-                "queue": self._config.name,
-                "reason": outcome.reason.value,
-                "destination": settlement.destination,
-                "detail": outcome.failure.detail,
-                "id": settlement.claimed.fingerprint,
-            },
-        )
 
     # --- keeping -----------------------------------------------------------------------------
 
@@ -539,10 +388,6 @@ class Dispatcher:
                 "the store did not take the ends of some sends: their leases will run out and they will be sent again",
                 extra={"queue": self._config.name, "callbacks": left},
             )
-
-
-_DELIVERED = Delivered()
-_RETRIED_KINDS = frozenset(kind.value for kind in FailureKind)
 
 
 def _until_due(claim: Claim) -> float | None:

@@ -1,0 +1,75 @@
+"""From claimed callbacks to parcels that can be sent, or to the settlement of what cannot."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from cbq_exporter.clock import Clock
+from cbq_exporter.config import DeliveryConfig
+from cbq_exporter.delivery.destinations import Parcel
+from cbq_exporter.delivery.exchange import Request
+from cbq_exporter.delivery.shaping import Shaper, Unusable
+from cbq_exporter.delivery.url import Target
+from cbq_exporter.model import Claimed, Dead, Failure, Retry, Settlement
+
+_PAUSED_FOR = 30.0  # seconds that a callback to a paused destination is put off at least
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What came of a claim: each callback is in exactly one of the two."""
+
+    parcels: list[Parcel] = field(default_factory=list)
+    not_sent: list[Settlement] = field(default_factory=list)
+
+
+class Acceptor:
+    """Parcels are numbered in the order of claiming."""
+
+    def __init__(self, delivery: DeliveryConfig, clock: Clock) -> None:
+        self._delivery = delivery
+        self._clock = clock
+        self._shaper = Shaper(
+            body=str(delivery.request.body),
+            headers=delivery.request.headers,
+            max_bytes=delivery.max_request_bytes,
+        )
+        self._number = 0
+
+    def accept(self, items: Sequence[Claimed], not_after: float, paused: Collection[str]) -> Accepted:
+        """``not_after``: see ``Request``. Callbacks to the destinations ``paused`` are put off."""
+        accepted = Accepted()
+        delivery = self._delivery
+        for claimed in items:
+            shaped = self._shaper.shape(claimed)
+            if isinstance(shaped, Unusable):
+                accepted.not_sent.append(self._given_up(claimed, shaped))
+                continue
+            if shaped.target.destination in paused:
+                accepted.not_sent.append(self._put_off(claimed, shaped.target))
+                continue
+            request = Request(
+                shaped.target.url,
+                shaped.body,
+                shaped.headers,
+                delivery.timeout,
+                delivery.connect_timeout,
+                not_after,
+            )
+            self._number += 1
+            parcel = Parcel(self._number, claimed, shaped.target.destination, request, shaped.queued_at)
+            request.tag = parcel
+            accepted.parcels.append(parcel)
+        return accepted
+
+    def _given_up(self, claimed: Claimed, why: Unusable) -> Settlement:
+        failure = Failure(why.reason.value, detail=why.detail, at=self._clock.now())
+        return Settlement(claimed, Dead(why.reason, failure, attempt_used=False), url=why.url)
+
+    def _put_off(self, claimed: Claimed, target: Target) -> Settlement:
+        """Its destination is paused. No attempt is used."""
+        failure = Failure("paused", detail="its destination is paused by an operator", at=self._clock.now())
+        outcome = Retry(_PAUSED_FOR * random.uniform(1.0, 1.5), failure, attempt_used=False)
+        return Settlement(claimed, outcome, target.url, target.destination)

@@ -1,0 +1,175 @@
+"""From the ends of sends to settlements, and the counting of both."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cbq_exporter.clock import Clock
+from cbq_exporter.delivery.destinations import Parcel
+from cbq_exporter.delivery.exchange import Exchange
+from cbq_exporter.delivery.sender import Ended
+from cbq_exporter.delivery.shaping import webhook_id
+from cbq_exporter.metrics.instruments import QueueInstruments
+from cbq_exporter.model import (
+    Dead,
+    Delivered,
+    Failure,
+    FailureKind,
+    PutBack,
+    Retry,
+    Settled,
+    Settlement,
+)
+from cbq_exporter.policy import retry
+
+log = logging.getLogger(__name__)
+
+_DELIVERED = Delivered()
+_RETRIED_KINDS = frozenset(kind.value for kind in FailureKind)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Each send that ended is in exactly one of the two."""
+
+    settlements: list[Settlement]
+    cut_off: list[Parcel]
+
+
+class Judge:
+    """Of one queue."""
+
+    def __init__(self, queue: str, rule: retry.RetryRule, instruments: QueueInstruments, clock: Clock) -> None:
+        self._queue = queue
+        self._rule = rule
+        self._instruments = instruments
+        self._clock = clock
+
+    def judge(self, ended: Sequence[Ended], *, stopping: bool) -> Judged:
+        """Count the attempts. While ``stopping``, what was cut off is not settled but to be put back."""
+        now = self._clock.now()
+        settlements: list[Settlement] = []
+        cut_off: list[Parcel] = []
+        attempts: dict[str, list[float]] = {}  # how long each took, by destination
+        lags: list[float] = []
+        longest = longest_lag = 0.0  # of this batch, and whose they are: they may become exemplars
+        slowest: Parcel | None = None
+        latest: Parcel | None = None
+        for parcel, exchange in ended:
+            kind = exchange.failure
+            if kind is None:
+                if parcel.queued_at is not None:
+                    lag = max(0.0, now - parcel.queued_at)
+                    lags.append(lag)
+                    if lag > longest_lag:
+                        longest_lag, latest = lag, parcel
+                settlements.append(Settlement(parcel.claimed, _DELIVERED))
+            else:
+                if kind is FailureKind.CANCELLED and stopping:
+                    cut_off.append(parcel)
+                    continue
+                settlements.append(self._judged(parcel, exchange, now))
+                if kind in (FailureKind.EXPIRED, FailureKind.CANCELLED):
+                    continue
+                self._instruments.destination(parcel.destination).failures[kind].inc()
+            duration = exchange.duration
+            attempts.setdefault(parcel.destination, []).append(duration)
+            if duration > longest:
+                longest, slowest = duration, parcel
+        for name, durations in attempts.items():
+            destination = self._instruments.destination(name)
+            destination.attempts.inc(len(durations))
+            destination.duration.observe(*durations)
+        self._instruments.lag.observe(*lags)
+        if slowest is not None:
+            durations_of_all = self._instruments.destination(slowest.destination).duration
+            durations_of_all.exemplify(longest, {"webhook_id": webhook_id(slowest.claimed)}, now)
+        if latest is not None:
+            self._instruments.lag.exemplify(longest_lag, {"webhook_id": webhook_id(latest.claimed)}, now)
+        return Judged(settlements, cut_off)
+
+    def _judged(self, parcel: Parcel, exchange: Exchange, now: float) -> Settlement:
+        claimed = parcel.claimed
+        attempt = retry.Attempt(
+            exchange.status,
+            exchange.failure,
+            exchange.retry_after,
+            exchange.detail,
+            exchange.sample.decode("utf-8", "replace"),
+            now,
+        )
+        outcome = retry.judge(
+            attempt,
+            self._rule,
+            attempts_before=claimed.attempts,
+            age=now - claimed.first_claimed_ms / 1000,
+            roll=random.random(),
+        )
+        log.debug(
+            "an attempt failed",
+            extra={
+                "queue": self._queue,
+                "destination": parcel.destination,
+                "kind": str(exchange.failure),
+                "status": exchange.status,
+                "detail": exchange.detail,
+                "id": claimed.fingerprint,
+            },
+        )
+        return self._settlement(parcel, outcome)
+
+    @staticmethod
+    def _settlement(parcel: Parcel, outcome: Delivered | Retry | Dead | PutBack) -> Settlement:
+        return Settlement(parcel.claimed, outcome, parcel.request.url, parcel.destination)
+
+    def count(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> float | None:
+        """Count what the store has taken; in how many seconds the first of the new retries is due."""
+        delivered = 0
+        soonest = math.inf
+        for settlement, result in zip(settlements, settled, strict=True):
+            if result is Settled.FENCED:
+                self._instruments.fenced["settle"].inc()
+                continue
+            if settlement.outcome is _DELIVERED:
+                delivered += 1
+                continue
+            match settlement.outcome:
+                case Dead(reason=reason):
+                    self._instruments.dead[reason].inc()
+                    self._tell_of_death(settlement)
+                case Retry(delay=delay, failure=failure):
+                    soonest = min(soonest, delay)
+                    if failure.kind in _RETRIED_KINDS:
+                        self._instruments.retried[FailureKind(failure.kind)].inc()
+                case _:
+                    pass
+        if delivered:
+            self._instruments.delivered.inc(delivered)
+        return soonest if soonest < math.inf else None
+
+    def _tell_of_death(self, settlement: Settlement) -> None:
+        outcome = settlement.outcome
+        assert isinstance(outcome, Dead)
+        log.warning(
+            "given up: it is in the dead letters now",
+            extra={
+                "queue": self._queue,
+                "reason": outcome.reason.value,
+                "destination": settlement.destination,
+                "detail": outcome.failure.detail,
+                "id": settlement.claimed.fingerprint,
+            },
+        )
+
+    def throttled(self, given_back: Sequence[tuple[Parcel, float]]) -> list[Settlement]:
+        """What had no place at its destination: tried again after the seconds that stand with it."""
+        parked = []
+        for parcel, delay in given_back:
+            self._instruments.destination(parcel.destination).throttled.inc()
+            failure = Failure("throttled", detail="its destination is busy", at=self._clock.now())
+            parked.append(self._settlement(parcel, Retry(delay * random.uniform(1.0, 1.1), failure, False)))
+        return parked
