@@ -43,6 +43,9 @@ _MOST_TAKEN = 3  # times that one is begun with: more than a crash or two has an
 _MOST_NAME = 200  # characters of an alert's name
 _SAME_MOMENT = 0.001  # seconds: the store's clock is read in ms
 
+# A duplicate may be what a daemon that died has left.
+_TO_BE_DONE = frozenset({AlertOutcome.ACCEPTED, AlertOutcome.DRY_RUN, AlertOutcome.DUPLICATE})
+
 Count = Callable[[AlertOutcome], None]
 
 
@@ -103,7 +106,7 @@ class AlertResponder:
         finally:
             for one in received:
                 self._count(one.outcome)
-            if any(one.outcome in (AlertOutcome.ACCEPTED, AlertOutcome.DRY_RUN) for one in received):
+            if any(one.outcome in _TO_BE_DONE for one in received):
                 self._wake()
         return received
 
