@@ -98,16 +98,16 @@ def test_a_claim_that_is_answered_only_after_the_signal_is_put_back(server: Serv
     client = server.client
     # Nothing else calls a script meanwhile: each scheduled task has had its first run, and its next is far off.
     config = queue(
-        batch={"max_delay": "300ms"},
+        batch={"max_delay": "500ms"},
         delivery={"lease": "1h"},
         lock={"ttl": "1h", "check_every": "1h", "stale": {"max_ttl": "2h"}},
         recovery={"every": "1h"},
     )
     with Receiver() as receiver:
-        payloads = [item(receiver.url("/"), n) for n in range(5)]
         for _ in range(5):
             with Daemon(server.url, config) as daemon:
                 until(partial(_every_task_has_run, daemon))
+                payloads = [item(receiver.url("/"), n) for n in range(5)]  # now: their age counts
                 push(client, *payloads)
                 client.client_pause(20_000, all=False)  # the reads before the claim are answered, the claim is not
                 until(lambda: any(one["cmd"] == "evalsha" and "b" in one["flags"] for one in client.client_list()))
