@@ -47,6 +47,11 @@ class Lines:
         self._written: dict[str, _Written] = {}
         self._lock = threading.Lock()
 
+    @property
+    def count(self) -> int:
+        """How many were there the last time; 0 before the first."""
+        return sum(len(one.lines) for one in self._written.values())
+
     def text(self, families: Iterable[Metric]) -> str:
         """Lets other threads go on now and then: not for the thread of the event loop."""
         with self._lock:

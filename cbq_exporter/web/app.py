@@ -144,7 +144,9 @@ class _Handlers:
         return Snapshot(up=False, at=0.0, duration=time.monotonic() - started, queues=(), error=error)
 
     async def _rendered(self, snapshot: Snapshot, content_type: str, packed: bool) -> bytes:
-        """Off the event loop, because thousands of series take tens of milliseconds; overlapping scrapes share it."""
+        """Off the event loop, and shared by overlapping scrapes, where the series are so many that it takes long."""
+        if self._exposition.is_quick(content_type):
+            return self._render(snapshot, content_type, packed)  # going to a thread and back would take longer
         key = (content_type, packed)
         of, task = self._rendering.get(key, (None, None))
         if of is not snapshot or task is None:
