@@ -22,7 +22,7 @@ PATH = "docs/openapi.json"
 PAGE = "docs/api.md"
 _SCHEMAS = "#/components/schemas/"
 _HEADERS = {
-    401: {"WWW-Authenticate": "Always Bearer."},
+    401: {"WWW-Authenticate": "Bearer; Basic, where a user and a password are needed."},
     503: {"Retry-After": "Seconds, where the store is away."},
 }
 
@@ -56,8 +56,8 @@ curl -sS http://127.0.0.1:9847/api/v1/queues/callbacks/recover \\
   -d '{"dry_run": true, "reason": "worker 7 died"}'
 ```
 
-The daemon speaks plain HTTP: beyond this machine, put a proxy with TLS in front of it, or tokens can be read on the
-way. Browsers of other origins are given nothing.
+Beyond this machine, serve it over TLS ([web.md](web.md)), or tokens can be read on the way. Browsers of other origins
+are given nothing.
 
 `POST /api/v1/alerts` is for Alertmanager: [alerts.md](alerts.md).
 """
@@ -120,9 +120,10 @@ def document() -> dict[str, Any]:
                 "get": {
                     "operationId": "status",
                     "summary": "Show all queues.",
-                    "security": [],
+                    "security": [{}, {"user": []}],
                     "responses": {
-                        "200": _json("All queues at one moment; a store that is away is shown too.", "Status")
+                        "200": _json("All queues at one moment; a store that is away is shown too.", "Status"),
+                        "401": {"$ref": "#/components/responses/401"},
                     },
                 }
             },
@@ -154,7 +155,12 @@ def document() -> dict[str, Any]:
                     "type": "http",
                     "scheme": "bearer",
                     "description": "A token of web.bearer_token_file; for alerts, of alerts.auth.bearer_token_file.",
-                }
+                },
+                "user": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "One of basic_auth_users in web.config_file, where there are any.",
+                },
             },
         },
     }

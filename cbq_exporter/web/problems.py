@@ -53,7 +53,7 @@ class Code(StrEnum):
 
 MEANINGS: Mapping[Code, tuple[int, str]] = {
     Code.INVALID_ALERTS: (400, "The body is not what Alertmanager sends: its webhook of version 4."),
-    Code.UNAUTHORIZED: (401, "No token, a wrong one, or more than one `Authorization`."),
+    Code.UNAUTHORIZED: (401, "No token or no user where one is needed, a wrong one, or more than one `Authorization`."),
     Code.NO_TOKEN_FILE: (
         403,
         "`web.bearer_token_file` (for alerts `alerts.auth.bearer_token_file`) is not set: nothing is changed.",

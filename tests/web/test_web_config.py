@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,16 @@ rate_limit: {{interval: 100ms, burst: 20}}
     assert "X-XSS-Protection" not in file.http_server_config.headers  # blank is unset
     assert (file.rate_limit.interval, file.rate_limit.burst) == (0.1, 20)
     assert HASH[10:] not in repr(file)
+
+
+def test_the_example_of_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "web.md").read_text()
+    (example,) = re.findall(r"```yaml\n# /etc/cbq-exporter/web.yml\n(.*?)```", page, re.DOTALL)
+    file = parsed(example)
+    assert file.tls_server_config is not None
+    assert list(file.basic_auth_users) == ["prometheus"]
+    keys = {*WebConfigFile.model_fields, *web_config.TlsConfig.model_fields, *web_config.HttpConfig.model_fields}
+    assert [key for key in keys if key not in page] == []
 
 
 @pytest.mark.parametrize(
