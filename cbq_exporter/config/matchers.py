@@ -82,7 +82,7 @@ def match() -> Kind:
         return found
 
     return Kind(
-        "labels and their values, such as {alertname: CbqStuckCallbacks}, or a list of matchers as Alertmanager "
+        "labels and their values, such as {alertname: CbqStuckItems}, or a list of matchers as Alertmanager "
         """writes them, such as ['severity!="info"', 'queue=~"a|b"']""",
         parse,
         {

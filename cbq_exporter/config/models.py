@@ -224,7 +224,7 @@ class AlertRouteConfig(Section):
     """Which alert causes which action. The first route whose match fits an alert decides; those after it do not."""
 
     match: Annotated[Match, matchers.match()] = Field(
-        examples=[{"alertname": "CbqStuckCallbacks"}],
+        examples=[{"alertname": "CbqStuckItems"}],
         description="The labels that an alert must have. A list of matchers may also say !=, =~ and !~.",
     )
     action: Annotated[AlertAction, kinds.choice(*AlertAction)] = Field(
@@ -240,6 +240,9 @@ class AlertRouteConfig(Section):
     )
     cooldown: Annotated[float, kinds.duration(0, DAY)] = Field(
         5 * MINUTE, description="The least time between two actions of this route on one queue, or destination."
+    )
+    repeat_after: Annotated[float, kinds.duration(SECOND, 30 * DAY)] | None = Field(
+        None, description="When an alert that still fires may act again. Null: once for each firing."
     )
     max_per_hour: Annotated[int, kinds.whole(1, 3600)] = Field(
         6, description="The most actions of this route on one queue in an hour."

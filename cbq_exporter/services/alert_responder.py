@@ -128,7 +128,7 @@ class AlertResponder:
 
     async def _admit(self, alert: Alert, act: Act, needless: dict[Operation, str], *, only_look: bool) -> Received:
         intent = _intent(alert, act)
-        alerts, limits = self._alerts[act.queue], Limits(act.route.cooldown, act.route.max_per_hour)
+        alerts, limits = self._alerts[act.queue], _limits(act)
         verdict = await alerts.admit(alert.id, intent, limits, only_look=True)
         if verdict.outcome is AlertOutcome.ACCEPTED:
             operation = _operation(act.queue, intent)
@@ -236,6 +236,10 @@ def _place(position: int) -> str:
     return f"alerts.routes[{position}]"
 
 
+def _limits(act: Act) -> Limits:
+    return Limits(act.route.cooldown, act.route.max_per_hour, act.route.repeat_after)
+
+
 def _intent(alert: Alert, act: Act) -> Intent:
     return Intent(
         alert=printable(alert.name, _MOST_NAME),
@@ -274,7 +278,7 @@ def _why(outcome: AlertOutcome, left: float | None, limits: Limits) -> str:
         case AlertOutcome.PAUSED:
             return f"actions on alerts are paused{yet}"
         case AlertOutcome.DUPLICATE:
-            return "this firing of it was accepted before"
+            return f"this firing of it was accepted before{yet}"
         case AlertOutcome.COOLDOWN:
             return f"its route did the same within the cooldown of {age(limits.cooldown)}{yet}"
         case _:

@@ -57,10 +57,13 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one route. ``cooldown`` is seconds."""
+    """Of one route. ``repeat_after`` is the seconds after which the same firing of an alert may act again; None: never.
+    ``cooldown`` is seconds.
+    """
 
     cooldown: float
     max_per_hour: int
+    repeat_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +121,10 @@ class Alerts:
         """Write down that it will be done, where that is allowed now; ``only_look`` only says whether it is."""
         k = self._keys
         keys = [k.alerts, k.alert_times, k.alerts_open, k.alerts_paused, *self._limits_of(intent)]
-        cooldown_ms, keep_ms = round(limits.cooldown * 1000), round(KEEP * 1000)
+        again_ms = "" if limits.repeat_after is None else round(limits.repeat_after * 1000)
         arguments = [
-            *(alert_id, msgspec.json.encode(intent), cooldown_ms, limits.max_per_hour),
-            *(keep_ms, MOST, int(only_look)),
+            *(alert_id, msgspec.json.encode(intent), round(limits.cooldown * 1000), limits.max_per_hour),
+            *(again_ms, round(KEEP * 1000), MOST, int(only_look)),
         ]
         word, left_ms = await self._connections.run_named("alert_admit", keys, arguments)
         return Verdict(AlertOutcome(word.decode()), None if left_ms < 0 else left_ms / 1000)

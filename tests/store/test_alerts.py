@@ -119,6 +119,19 @@ def test_a_cap_counts_the_last_hour(scene: Scene) -> None:
     assert scene.admit("d", limits).outcome is AlertOutcome.CAPPED
 
 
+def test_the_same_firing_may_act_again_where_its_route_says_when(scene: Scene) -> None:
+    limits = Limits(cooldown=0.0, max_per_hour=100, repeat_after=600.0)
+    assert scene.admit("a", limits) == ACCEPTED
+    assert scene.admit("a", limits) == DUPLICATE  # it has not ended yet
+    assert scene.end(scene.taken())
+    verdict = scene.admit("a", limits)
+    assert verdict.outcome is AlertOutcome.DUPLICATE
+    assert 590 < (verdict.left or 0) <= 600
+    scene.redis.zincrby(scene.keys.alert_times, -600_000, "a")
+    assert scene.admit("a") == DUPLICATE
+    assert scene.admit("a", limits) == ACCEPTED
+
+
 def test_what_was_not_needed_counts_for_no_limit(scene: Scene) -> None:
     limits = Limits(cooldown=300.0, max_per_hour=1)
     assert scene.admit("a", limits) == ACCEPTED

@@ -2,12 +2,13 @@
 --
 -- KEYS  1 alerts  2 alert_times  3 alerts_open  4 alerts_paused  5 actions of the route  6 cooldown of its target
 -- ARGV  1 id of the alert  2 what is to be done, JSON  3 cooldown, ms  4 most actions in an hour
---       5 how long alerts are kept, ms  6 most of them  7 '1': only say what would be
+--       5 after so many ms the same alert may act again; '' never  6 how long alerts are kept, ms  7 most of them
+--       8 '1': only say what would be
 -- Returns {'accepted', 0}, or why not, and for how many ms yet (-1: it is not known):
--- {'paused', ms} | {'duplicate', -1} | {'cooldown', ms} | {'capped', ms}
+-- {'paused', ms} | {'duplicate', ms} | {'cooldown', ms} | {'capped', ms}
 local alerts, times, open, paused, actions, cooldown = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local id, intent, cooldown_ms, most_an_hour = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local keep_ms, most, only_look = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
+local again_ms, keep_ms, most, only_look = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8] == '1'
 local hour = 3600000
 
 local time = redis.call('TIME')
@@ -19,7 +20,11 @@ if pause_left ~= -2 then return {'paused', pause_left} end
 -- What ended without being done may be tried again when Alertmanager repeats it.
 local known = redis.call('HGET', alerts, id)
 local state = known and string.match(known, '^%S+')
-if state == 'open' or state == 'done' or state == 'dry_run' then return {'duplicate', -1} end
+if state == 'open' or (not again_ms and (state == 'done' or state == 'dry_run')) then return {'duplicate', -1} end
+if state == 'done' or state == 'dry_run' then
+  local left = (redis.call('ZSCORE', times, id) or 0) + again_ms - now
+  if left > 0 then return {'duplicate', left} end
+end
 
 local cooldown_left = redis.call('PTTL', cooldown)
 if cooldown_left ~= -2 then return {'cooldown', cooldown_left} end
