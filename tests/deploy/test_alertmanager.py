@@ -72,7 +72,10 @@ def test_what_alertmanager_posts_is_healed_once(tmp_path: Path, server: Server) 
         webhook["http_config"]["authorization"]["credentials_file"] = str(token)
         until(lambda: daemon.metrics().get("cbq_stuck_callbacks") == 1 == daemon.metrics().get("cbq_lock_stale"))
         with Alertmanager(config) as running:
-            running.post(*({"alertname": alert.name, "severity": alert.severity, **_CALLBACKS} for alert in ALERTS))
+            # Only alerts that inhibit no other: with Redis unreachable, say, nothing would be posted.
+            posted = ["CbqTaskStale", "CbqReloadFailed", "CbqBacklogTooDeep"]
+            posted += [alert.name for alert in ALERTS if alert.action]
+            running.post(*({"alertname": name, "severity": "warning", **_CALLBACKS} for name in posted))
             until(lambda: client.llen(f"{PREFIX}:pending") == 1, what=lambda: (running.log(), daemon.log()))
             until(lambda: not client.exists(f"{PREFIX}:lock"), what=lambda: (running.log(), daemon.log()))
         assert daemon.metrics().get("cbq_alerts_received_total") == 2
