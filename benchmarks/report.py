@@ -12,6 +12,7 @@ from benchmarks.daemon import Idle, Latency
 from benchmarks.drain import Result, Rounds
 from benchmarks.processes import BenchmarkError
 from benchmarks.recovery import ALL, Step
+from benchmarks.scrape import EVERY, Scrapes
 
 _BEGIN, _END = "<!-- results: written by the benchmark -->\n", "<!-- end of results -->\n"
 _MIB = 2**20
@@ -30,6 +31,7 @@ class Report:
     latency: Latency | None = None
     idle: Idle | None = None
     recovery: list[Step] | None = None
+    scrape: Scrapes | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -40,6 +42,8 @@ def markdown(report: Report) -> str:
         parts.append(_drain(report.drain))
     if report.recovery is not None:
         parts.append(_recovery(report.recovery))
+    if report.scrape is not None:
+        parts.append(_scrape(report.scrape))
     lines = {"machine": report.machine, **report.versions}
     parts.append("\n".join(f"- {whose}: {_listing(values)}" for whose, values in lines.items()))
     return "\n\n".join(parts) + "\n"
@@ -111,6 +115,28 @@ def _recovery(steps: list[Step]) -> str:
     return _table([*head, "slowest, ms", "another client's p99, ms"], rows)
 
 
+def _scrape(found: Scrapes) -> str:
+    rows = [
+        [
+            f"{one.who}, one queue",
+            f"{one.scrapes:,}",
+            f"{one.median:.2f}",
+            f"{one.p99:.2f}",
+            "",
+            f"{one.trips:g}",
+            f"{one.commands:g}",
+        ]
+        for one in found.alone
+    ]
+    busy = found.busy
+    what = f"cbq-exporter, {busy.queues} queues, {busy.destinations:,} destinations, {busy.series:,} series"
+    redis = f"{busy.redis_p99:.2f}"
+    delivering = f"{what}, delivering {busy.rate:,.0f}/s"
+    rows.append([delivering, f"{busy.scrapes:,}", f"{busy.median:.2f}", f"{busy.p99:.2f}", redis, "1", ""])
+    head = ["scrape", "scrapes", "median, ms", "p99, ms", "p99 of the Redis part, ms", "round trips", "commands"]
+    return _table(head, rows)
+
+
 def _targets(report: Report) -> str:
     rows = []
 
@@ -144,6 +170,13 @@ def _targets(report: Report) -> str:
             row("its commands per callback", "≤ 0.05", step.sent / step.count, lambda it: it <= 0.05, "")
             row("its slowest script", "≤ 5 ms", step.slowest, lambda it: it <= 5, " ms")
             row("another client's p99 meanwhile", "< 10 ms", step.others_p99, lambda it: it < 10, " ms")
+    if report.scrape is not None:
+        busy = report.scrape.busy
+        row("scrape of one queue, p99 against redis_exporter", "≥ 3×", report.scrape.ratio, lambda it: it >= 3, "×")
+        row("its round trips", "≤ 1", report.scrape.alone[0].trips, lambda it: it <= 1, "")
+        row("scrape of a busy daemon with 50 queues, p99", "< 50 ms", busy.p99, lambda it: it < 50, " ms")
+        row("its Redis part, p99", "< 15 ms", busy.redis_p99, lambda it: it < 15, " ms")
+        row(f"what scrapes every {EVERY} s take of delivery", "≤ 2 %", busy.share, lambda it: it <= 2, " %")
     return _table(["", "target", "measured", "met"], rows)
 
 

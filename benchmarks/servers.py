@@ -42,7 +42,7 @@ http {{
     tcp_nodelay on;
     default_type text/plain;
     server {{
-        listen 127.0.0.1:{port} backlog=4096;
+        {listen}
         access_log {folder}/requests.log request buffer=64k flush=50ms;
         location / {{ echo_read_request_body; echo -n ""; }}
         location /check {{
@@ -72,7 +72,7 @@ def _echo_module() -> str:
     raise BenchmarkError("nginx's echo module is needed. On Debian and Ubuntu: apt install libnginx-mod-http-echo")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -87,7 +87,7 @@ class RedisServer:
         self._durable = durable
         self._folder = Path(tempfile.mkdtemp(prefix="cbq-bench-redis-"))
         self._program: Program | None = None
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.client = redis.Redis(port=self.port, socket_timeout=60)
 
@@ -145,28 +145,30 @@ class CommandCount:
 
 
 class Nginx:
-    """Answers 200 to every request on a port of 127.0.0.1 and keeps a line of each."""
+    """Answers 200 to every request on a port of ``addresses``, of this machine, and keeps a line of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = addresses or ("127.0.0.1",)
         self._folder = Path(tempfile.mkdtemp(prefix="cbq-bench-nginx-"))
         self._folder.chmod(0o755)  # its worker may run as another user
         self._program: Program | None = None
-        self._port = _free_port()
-        self.url = f"http://127.0.0.1:{self._port}/callback"
-        self.check_url = f"http://127.0.0.1:{self._port}/check"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/callback"
+        self.check_url = f"http://127.0.0.1:{self.port}/check"
         self.requests_log = self._folder / "requests.log"
         self.bodies_log = self._folder / "bodies.log"
 
     def __enter__(self) -> Self:
         settings = self._folder / "nginx.conf"
-        settings.write_text(_NGINX.format(folder=self._folder, port=self._port, echo=_echo_module()))
+        listen = " ".join(f"listen {address}:{self.port} backlog=4096;" for address in self._addresses)
+        settings.write_text(_NGINX.format(folder=self._folder, listen=listen, echo=_echo_module()))
         command = [program("nginx", "nginx-light libnginx-mod-http-echo"), "-p", str(self._folder), "-c", str(settings)]
         command += ["-e", str(self._folder / "error.log")]
         self._program = Program(command, self._folder / "log")
         deadline = time.monotonic() + _START_TIMEOUT
         try:
             while True:
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                     return self
                 self._program.check()
                 if time.monotonic() > deadline:
