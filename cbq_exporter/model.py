@@ -405,6 +405,7 @@ class QueueView:
     memory: int | None = None
     paused: bool | None = None
     paused_destinations: int | None = None
+    alerts_paused: bool | None = None
     error: str | None = None
 
 

@@ -200,6 +200,8 @@ def troubles(view: QueueView, now: float) -> list[str]:
         found.append("paused by an operator")
     if view.paused_destinations:
         found.append(f"{output.count(view.paused_destinations, 'destination')} paused by an operator")
+    if view.alerts_paused:
+        found.append("actions on alerts paused by an operator")
     if view.lock is not None and view.lock.ttl is None:
         found.append("the lock cannot expire by itself")
     if (thought := lock_thought(view)) is not None:

@@ -142,6 +142,13 @@ CATALOGUE: tuple[Definition, ...] = (
         "Callbacks of theirs wait in retry.",
     ),
     Definition(
+        "alerts_paused",
+        "gauge",
+        _QUEUE,
+        "Whether an operator lets alerts cause nothing in the queue.",
+        "A pause that was forgotten.",
+    ),
+    Definition(
         "queue_memory_bytes",
         "gauge",
         _QUEUE,

@@ -188,6 +188,7 @@ class Reader:
             seen_for_long,
             lock_seen,
             trash_notes,
+            alerts_paused,
             paused,
             pauses,
         ) = answers
@@ -221,6 +222,7 @@ class Reader:
             memory=self._memory.get(source.keys),
             paused=bool(paused),
             paused_destinations=pauses - paused,
+            alerts_paused=bool(alerts_paused),
         )
 
     def _remembered(self, queue: str, last_send: bytes | None) -> float | None:
@@ -261,6 +263,7 @@ def _commands(source: Source, now_ms: int) -> list[Command]:
         ("ZCOUNT", keys.sightings, "-inf", now_ms - round(source.stuck_after * 1000)),
         ("HMGET", keys.lock_seen, "value", "first_ms", "untouched_ms", "beat_ms"),
         ("HVALS", keys.trash_notes),
+        ("EXISTS", keys.alerts_paused),
         ("HEXISTS", keys.paused, ""),
         ("HLEN", keys.paused),
     ]

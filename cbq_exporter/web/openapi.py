@@ -347,6 +347,7 @@ _STATUS: dict[str, Any] = {
                     "last_send_at": _NUMBER,
                     "paused": {"type": ["boolean", "null"]},
                     "paused_destinations": _COUNT,
+                    "alerts_paused": {"type": ["boolean", "null"]},
                     "error": _TEXT,
                 },
             },

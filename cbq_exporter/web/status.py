@@ -47,6 +47,7 @@ def _queue(view: QueueView) -> dict[str, Any]:
         "source_stats": dict(view.source_stats),
         "paused": view.paused,
         "paused_destinations": view.paused_destinations,
+        "alerts_paused": view.alerts_paused,
         "error": text(view.error),
     }
 

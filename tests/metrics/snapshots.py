@@ -43,6 +43,7 @@ BUSY = QueueView(
     memory=1_536_000,
     paused=False,
     paused_destinations=2,
+    alerts_paused=True,
 )
 LEFT_BEHIND = QueueView(
     queue="invoices",

@@ -164,6 +164,7 @@ def test_the_status_document() -> None:
         "source_stats": {"queued": 1340, "sent": 100, "failed": 3},
         "paused": False,
         "paused_destinations": 2,
+        "alerts_paused": True,
         "error": None,
     }
     assert left_behind["lock"]["ttl_seconds"] is None
