@@ -44,7 +44,8 @@ def age(metric: str, by: str = "queue", where: str = TRUTH) -> str:
 
 
 def quantile(share: float, histogram: str) -> str:
-    return f"histogram_quantile({share:g}, {rate(f'{histogram}_bucket', 'queue, le')})"
+    """Of each queue that had any: without events it is NaN, which would fill the legend."""
+    return f"histogram_quantile({share:g}, {rate(f'{histogram}_bucket', 'queue, le')}) >= 0"
 
 
 def failure_ratio(by: str, where: str = COUNTED) -> str:

@@ -134,6 +134,7 @@ _DELIVERING = Row(
                 ),
             ),
             bad=thresholds.NO_SEND,
+            empty="none waits",
         ),
     ),
 )
@@ -156,6 +157,7 @@ _LATE = Row(
             (Query(age("cbq_queue_oldest_timestamp_seconds", where=_PENDING), _QUEUES),),
             late=thresholds.OLDEST_PENDING,
             bad=thresholds.OLDEST_PENDING_CRITICAL,
+            empty="none waits",
         ),
         Panel(
             "From enqueue to delivery",
@@ -178,6 +180,7 @@ _LATE = Row(
             "It is about the delivery timeout where a receiver does not answer.",
             SECONDS,
             (Query(age("cbq_processing_oldest_claim_timestamp_seconds"), _QUEUES),),
+            empty="none",
         ),
         Panel(
             "Waiting to be tried again",
@@ -304,6 +307,7 @@ _HEALED = Row(
                 ),
             ),
             bad=thresholds.LOCK_HELD,
+            empty="none",
         ),
         Panel(
             "Refused: no longer ours",
@@ -388,6 +392,7 @@ _WELL = Row(
                 ),
             ),
             bad=thresholds.TASK_INTERVALS,
+            empty="all on time",
         ),
         Panel(
             "Task runs left out, 15 m",
@@ -401,6 +406,7 @@ _WELL = Row(
                 ),
             ),
             late=thresholds.TASKS_SKIPPED,
+            empty="none",
         ),
         Panel(
             "Task runs that failed",
@@ -433,6 +439,7 @@ _WELL = Row(
                 ),
             ),
             bad=thresholds.REDIS_MEMORY,
+            empty="no limit",
         ),
         Panel(
             "Memory",
