@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cbq_exporter.cli import reference as commands
 from cbq_exporter.config import example, reference, schema
-from cbq_exporter.metrics import catalogue
+from cbq_exporter.metrics import page
 from cbq_exporter.web import openapi
 from monitoring import dashboards
 from monitoring import write as rule_files
@@ -19,7 +19,7 @@ DOCUMENTS: Mapping[str, Callable[[], str]] = {
     example.PATH: example.example,
     schema.PATH: schema.schema,
     reference.PATH: reference.markdown,
-    "docs/metrics.md": catalogue.markdown,
+    page.PATH: page.markdown,
     commands.PATH: commands.markdown,
     openapi.PATH: openapi.json,
     openapi.PAGE: openapi.markdown,
