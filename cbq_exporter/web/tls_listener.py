@@ -70,22 +70,29 @@ class TlsListener:
             client.close()
             return
         try:
+            context = self._security.context()
+        except CbqError:
+            client.close()
+            self._guard.closed(connection)
+            return
+        secured = False
+        try:
             client.setblocking(False)
             await self._loop.connect_accepted_socket(
                 lambda: connection,
-                client,
-                ssl=self._security.context(),
+                client,  # the loop's from here on: it is closed where the handshake fails
+                ssl=context,
                 ssl_handshake_timeout=self._handshake,
                 ssl_shutdown_timeout=_GOODBYE,
             )
-        except (CbqError, OSError) as error:  # OSError: the client's doing, all of ssl's errors included
+            secured = True
+        except OSError as error:  # the client's doing, all of ssl's errors included
             log.debug("a client's handshake failed: %s", error)
-            client.close()
-            self._guard.closed(connection)
-        except asyncio.CancelledError:
-            client.close()
-            self._guard.closed(connection)
-            raise
+        except Exception:
+            log.exception("a connection could not be encrypted")
+        finally:
+            if not secured:
+                self._guard.closed(connection)
 
     def _refuses(self, transport: asyncio.Transport) -> str:
         return self._security.unwelcome(transport.get_extra_info("peercert"))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import bcrypt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.support.daemons import until
 from tests.support.servers import Server
@@ -97,6 +99,22 @@ def test_two_authorizations_are_refused_even_where_both_are_right(tmp_path: Path
             with served.connect() as sock:
                 sock.sendall(f"GET /-/healthy HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode())
                 assert sock.recv(65536).split()[1] == expected
+
+
+def test_no_bytes_of_an_authorization_get_past_the_password(tmp_path: Path) -> None:
+    words = st.sampled_from([b"Basic ", b"basic", b"Bearer ", b"YWxpY2U6", b"alice:", b"=", b" ", b",", b"\t", b":"])
+    anything = st.binary(max_size=30).map(lambda raw: raw.translate(None, b"\r\n\0"))
+    with serving(FakeBackend(), config_file=web_yml(tmp_path, alice="a long password")) as served:
+
+        @settings(max_examples=200, deadline=None)
+        @given(st.lists(words | anything | anything.map(base64.b64encode), max_size=5).map(b"".join))
+        def attempt(value: bytes) -> None:
+            with served.connect() as sock:
+                head = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: %b\r\n\r\n"
+                sock.sendall(head % value)
+                assert sock.recv(65536).split()[1] in (b"401", b"400")
+
+        attempt()
 
 
 def test_every_path_is_protected_and_a_change_still_needs_a_token(server: Server, tmp_path: Path) -> None:
