@@ -29,8 +29,8 @@ packed with gzip where that is asked for. The process's own metrics (`process_*`
   `cbq_delivery_lag_seconds` from ten seconds on, name the `webhook_id` of a late delivery, which was sent to the
   receiver in the header of that name. Prometheus keeps them with `--enable-feature=exemplar-storage`.
 - **Histograms are classic.** Prometheus scrapes native ones as protobuf, which the Python client library does not
-  write, or with OpenMetrics 2.0, which is not finished; the library's own histograms do not collect them either. A newer
-  Prometheus can keep classic ones as native ones with custom buckets (`convert_classic_histograms_to_nhcb`).
+  write, or with OpenMetrics 2.0, which is not finished; the library's own histograms do not collect them either. A
+  newer Prometheus can keep classic ones as native ones with custom buckets (`convert_classic_histograms_to_nhcb`).
 
 """
 
