@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -208,5 +208,46 @@ def test_stopping_waits_for_what_runs_and_starts_nothing_more() -> None:
         gate.set()
         await stopping
         assert (started, ended) == (1, 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_job_that_is_removed_ends_its_run_and_makes_room_for_another_of_its_name() -> None:
+    async def scenario() -> None:
+        schedule, instruments = make()
+        gate = asyncio.Event()
+        began: list[str] = []
+        ended: list[str] = []
+
+        def job(name: str) -> Callable[[], Awaitable[float | None]]:
+            async def run() -> float | None:
+                began.append(name)
+                await gate.wait()
+                ended.append(name)
+                return 0.0
+
+            return run
+
+        schedule.again("flush", job("old again"), longest_sleep=60.0)
+        schedule.every("keep", 0.05, job("old every"))
+        schedule.start()
+        await until(lambda: len(began) == 2)
+        removing = asyncio.create_task(schedule.remove("flush", "keep"))
+        await asyncio.sleep(0)
+        schedule.wake("flush")
+        assert not removing.done()
+        gate.set()
+        await removing
+        assert sorted(ended) == ["old again", "old every"]
+
+        gate.clear()
+        schedule.again("flush", job("new again"), longest_sleep=60.0)
+        schedule.every("keep", 0.05, job("new every"))
+        await until(lambda: len(began) == 4)
+        gate.set()
+        await until(lambda: ended.count("new every") >= 3)
+        await schedule.stop()
+        assert (ended.count("old again"), ended.count("old every")) == (1, 1)
+        assert value(instruments, "task_runs_total", "keep") == 1 + ended.count("new every")
 
     asyncio.run(scenario())

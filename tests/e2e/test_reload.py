@@ -21,6 +21,7 @@ from tests.support.receiver import Receiver, held
 from tests.support.servers import Server
 
 TOKEN = "a-token-of-the-operator"
+OFTEN = {"lock": {"check_every": "100ms"}}  # how often there is a sign of life
 EMPTY = {"pending": 0, "processing": 0, "leases": 0, "retry": 0, "dead": 0}
 
 
@@ -95,6 +96,7 @@ def test_sends_in_flight_finish_before_a_changed_queue_goes_on(server: Server, t
         push(client, *payloads)
         receiver.wait_for_requests(4)
         lock = client.get(f"{PREFIX}:lock")
+        assert daemon.metrics().get("cbq_destination_in_flight", queue="callbacks") == 4
         with again_and_again(rival(client, PREFIX)) as taken:
             daemon.configure(more, second())
             answer = in_background(lambda: reload(daemon))
@@ -140,10 +142,10 @@ def test_sends_in_flight_finish_before_a_changed_queue_goes_on(server: Server, t
 
 def test_queues_come_and_go_while_they_are_scraped(server: Server, tmp_path: Path) -> None:
     client = server.client
-    with Receiver() as receiver, daemon_with_token(server.url, tmp_path) as daemon:
+    with Receiver() as receiver, daemon_with_token(server.url, tmp_path, queue(OFTEN)) as daemon:
         daemon.wait_until_ready()
         with again_and_again(lambda: daemon.get("/metrics")) as scrapes:
-            daemon.configure(queue(), second())
+            daemon.configure(queue(OFTEN), second(OFTEN))
             daemon.send_signal(signal.SIGHUP)
             push(client, item(receiver.url("/")), prefix="second")
             receiver.wait_for_requests(1)
@@ -154,7 +156,7 @@ def test_queues_come_and_go_while_they_are_scraped(server: Server, tmp_path: Pat
             receiver.on("/", held)
             push(client, *(item(receiver.url("/"), n) for n in range(40)), prefix="second")
             receiver.wait_for_requests(33)
-            daemon.configure(queue())
+            daemon.configure(queue(OFTEN))
             answer = in_background(lambda: reload(daemon))
             until(lambda: daemon.metrics().get("cbq_queue_length", queue="second") is None)
             receiver.open_gate()
@@ -169,33 +171,49 @@ def test_queues_come_and_go_while_they_are_scraped(server: Server, tmp_path: Pat
         assert len(receiver.requests) == 33
         assert lengths(client, "second") == {**EMPTY, "pending": 8}
         assert client.get("second:lock") is None
+        client.delete("second:daemons")
+        looks = daemon.metrics().get("cbq_task_runs_total", task="check-lock:callbacks") or 0
+        until(lambda: (daemon.metrics().get("cbq_task_runs_total", task="check-lock:callbacks") or 0) >= looks + 3)
+        assert not client.exists("second:daemons")  # no sign of life any more
 
-        daemon.configure(queue(), second())
+        daemon.configure(queue(OFTEN), second())
         assert reload(daemon)[1]["added"] == ["second"]
         wait_until_settled(client, "second")
         assert daemon.metrics().get("cbq_callbacks_delivered_total", queue="second") == 8  # counted anew
         assert Counter(number_of(one.body) for one in receiver.requests[1:]) == Counter(range(40))
 
 
-def test_queues_may_change_their_names_and_exchange_their_keys(server: Server, tmp_path: Path) -> None:
+def test_queues_may_exchange_their_keys_and_change_their_names(server: Server, tmp_path: Path) -> None:
     """Nobody works on keys that another one has not left yet."""
     client = server.client
-    with CountingReceiver(lambda body, nth: (200, 0.2)) as receiver:
-        with daemon_with_token(server.url, tmp_path, queue(), second()) as daemon:
-            push(client, *(item(receiver.url, n) for n in range(50)))
-            push(client, *(item(receiver.url, n) for n in range(50, 100)), prefix="second")
-            until(lambda: receiver.requests > 20)
-            with again_and_again(rival(client, PREFIX)) as one, again_and_again(rival(client, "second")) as other:
-                daemon.configure(queue(prefix="second"), second(prefix=PREFIX))
-                assert reload(daemon)[1]["changed"] == {"callbacks": ["prefix"], "second": ["prefix"]}
-                daemon.configure(queue(name="renamed", prefix="second"), second(prefix=PREFIX))
-                assert reload(daemon)[1]["removed"] == ["callbacks"]
-                until(lambda: daemon.log().count("the send lock is ours") == 5)
-                wait_until_settled(client)
-                wait_until_settled(client, "second")
-            assert not any(one + other)
-            assert client.get("second:lock") == client.get(f"{PREFIX}:lock")
-        assert receiver.accepted == Counter({b'{"n": %d}' % n: 1 for n in range(100)})
+    busy = {"delivery": {"per_destination": {"concurrency": 2}}}
+    witness = queue(OFTEN, name="witness", prefix="witness")
+    with Receiver() as receiver, daemon_with_token(server.url, tmp_path, queue(busy), second(busy)) as daemon:
+        url = receiver.on("/", held)
+        push(client, *(item(url, n) for n in range(10)))
+        push(client, *(item(receiver.url("/free"), n) for n in range(10, 20)), prefix="second")
+        receiver.wait_for_requests(12)
+        wait_until_settled(client, "second")
+        with again_and_again(rival(client, PREFIX)) as one, again_and_again(rival(client, "second")) as other:
+            daemon.configure(queue(busy, prefix="second"), second(busy, prefix=PREFIX), witness)
+            answer = in_background(lambda: reload(daemon))
+            push(client, *(item(receiver.url("/free"), n) for n in range(20, 30)))
+            until(lambda: (daemon.metrics().get("cbq_task_runs_total", task="check-lock:witness") or 0) >= 4)
+            assert len(receiver.requests) == 12  # "second" waits for "callbacks"
+            receiver.open_gate()
+            assert answer()[1]["changed"] == {"callbacks": ["prefix"], "second": ["prefix"]}
+
+            daemon.configure(queue(busy, name="renamed", prefix="second"), second(busy, prefix=PREFIX), witness)
+            status, changes = reload(daemon)
+            assert (status, changes["added"], changes["removed"]) == (200, ["renamed"], ["callbacks"])
+            push(client, *(item(receiver.url("/free"), n) for n in range(30, 40)), prefix="second")
+            wait_until_settled(client)
+            wait_until_settled(client, "second")
+        assert not any(one + other), "the lock was free for others"
+        assert Counter(number_of(one.body) for one in receiver.requests) == Counter(range(40))
+        metrics = daemon.metrics()
+        assert metrics.get("cbq_callbacks_delivered_total", queue="renamed") == 10
+        assert metrics.get("cbq_callbacks_delivered_total", queue="callbacks") is None
 
 
 def _bomb(path: Path) -> None:
