@@ -13,7 +13,7 @@ from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from prometheus_client.core import Exemplar, Metric, Sample
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -24,11 +24,7 @@ from cbq_exporter.metrics.catalogue import Definition
 _Labels = dict[str, str]
 
 
-class _Series(Protocol):
-    def samples(self) -> Sequence[Sample]: ...
-
-
-_AnySeries = TypeVar("_AnySeries", bound=_Series)
+_Series = TypeVar("_Series")
 
 
 class _News:
@@ -41,25 +37,26 @@ class _News:
         self.there_are = False
 
 
-class _Family(Collector, Generic[_AnySeries]):
+class _Family(Collector, Generic[_Series]):
     """The series of one metric, by the values of their labels."""
 
     def __init__(self, of: Definition, registry: CollectorRegistry) -> None:
         self._of = of
         # The client library writes a counter's suffix itself.
         self._name = of.full_name.removesuffix("_total")
-        self._series: dict[tuple[str, ...], _AnySeries] = {}
+        self._series: dict[tuple[str, ...], _Series] = {}
         self._news = _News()
         self._collecting = threading.Lock()
         self._samples: list[Sample] = []
         registry.register(self)
 
-    def labels(self, *values: str) -> _AnySeries:
+    def labels(self, *values: str) -> _Series:
         """The same one for the same values."""
         found = self._series.get(values)
         if found is None:
+            plain = tuple(map(str, values))  # members of enums would be looked at by the garbage collector
             with self._news.lock:
-                found = self._series.setdefault(values, self._make(dict(zip(self._of.labels, values, strict=True))))
+                found = self._series.setdefault(plain, self._make(dict(zip(self._of.labels, plain, strict=True))))
             self._news.there_are = True
         return found
 
@@ -79,12 +76,15 @@ class _Family(Collector, Generic[_AnySeries]):
         with self._collecting:
             if self._news.there_are:
                 self._news.there_are = False  # before reading: what comes meanwhile is for the next scrape
-                self._samples = [sample for series in list(self._series.values()) for sample in series.samples()]
+                self._samples = self._current(list(self._series.values()))
             family.samples = self._samples
         return [family]
 
     @abstractmethod
-    def _make(self, labels: _Labels) -> _AnySeries: ...
+    def _make(self, labels: _Labels) -> _Series: ...
+
+    @abstractmethod
+    def _current(self, all_series: Sequence[_Series]) -> list[Sample]: ...
 
 
 class Numbers(_Family["Number"]):
@@ -101,18 +101,21 @@ class Numbers(_Family["Number"]):
     def _make(self, labels: _Labels) -> Number:
         return Number(self._of.full_name, labels, self._first, self._news)
 
+    def _current(self, all_series: Sequence[Number]) -> list[Sample]:
+        return [sample for number in all_series if (sample := number.sample()) is not None]
+
 
 class Number:
     """One series of Numbers."""
 
-    __slots__ = ("_labels", "_name", "_news", "_samples", "_value")
+    __slots__ = ("_labels", "_name", "_news", "_sample", "_value")
 
     def __init__(self, name: str, labels: _Labels, value: float | None, news: _News) -> None:
         self._name = name
         self._labels = labels
         self._value = value
         self._news = news
-        self._samples: tuple[Sample, ...] = ()
+        self._sample: Sample | None = None
 
     def set(self, value: float | None) -> None:
         """None: it is not known any more."""
@@ -124,13 +127,13 @@ class Number:
             self._value = (self._value or 0.0) + amount
         self._news.there_are = True
 
-    def samples(self) -> tuple[Sample, ...]:
-        value, last = self._value, self._samples
+    def sample(self) -> Sample | None:
+        value, last = self._value, self._sample
         if value is None:
-            last = ()
-        elif not last or last[0].value != value:
-            last = (Sample(self._name, self._labels, float(value)),)
-        self._samples = last
+            last = None
+        elif last is None or last.value != value:
+            last = Sample(self._name, self._labels, float(value))
+        self._sample = last
         return last
 
 
@@ -139,6 +142,9 @@ class Distribution(_Family["Observed"]):
 
     def _make(self, labels: _Labels) -> Observed:
         return Observed(self._of, labels, self._news)
+
+    def _current(self, all_series: Sequence[Observed]) -> list[Sample]:
+        return [sample for observed in all_series for sample in observed.samples()]
 
 
 class Observed:
