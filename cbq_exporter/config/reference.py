@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 
-from cbq_exporter.config import outline, rules, schema
+from cbq_exporter.config import changes, outline, rules, schema
 from cbq_exporter.config.example import written
 from cbq_exporter.config.models import Config
 from cbq_exporter.config.outline import Key
@@ -61,6 +61,26 @@ queues:
         delay: 2s
       spread: 200ms
 ```
+
+## Reload
+
+SIGHUP (`systemctl reload`, where the unit has `ExecReload=kill -HUP $MAINPID`) and [`POST /-/reload`](api.md) read the
+file again. All of it is taken over, or nothing: with anything wrong in it, the old configuration goes on,
+`cbq_config_last_reload_successful` is 0, and the log (the answer, where it was asked for over HTTP) says what is wrong.
+So does a file that is gone, empty, or no regular file.
+
+- A queue that is as it was is not touched: it keeps its send lock, its connections and its batches.
+- A queue with any other setting takes nothing more. Its sends in flight finish within `shutdown.grace`; what was not
+  started goes back to the head in its order. Then it goes on with the new settings. The send lock is not free for
+  others in between, and its counters go on.
+- A queue that is new begins; one that is gone ends in the same way, frees its lock, and has no metrics any more. What
+  is in its keys stays there.
+- {" and ".join((", ".join(f"`{path}`" for path in changes.FIXED[:-1]), f"`{changes.FIXED[-1]}`"))} only count from a
+  start on: a file with another value there is refused.
+
+Several reloads follow each other. A reload is in the audit of each queue that it changes. The environment is that of
+the start. Files that the configuration names are not compared: tokens are read for each request, `delivery.ca_file`
+for new connections.
 
 ## Keys
 
