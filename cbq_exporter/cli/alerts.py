@@ -79,7 +79,7 @@ def test(config_path: Path | None, as_json: bool, file: BinaryIO) -> int:
     """
     content: bytes = file.read(_MOST_FILE + 1)
     if len(content) > _MOST_FILE:
-        raise CbqError(f"{file.name}: is larger than {output.size(_MOST_FILE)}, which the webhook refuses too")
+        raise CbqError(f"these alerts are larger than {output.size(_MOST_FILE)}, which the webhook refuses too")
     return run(_try(config_path, content, as_json))
 
 

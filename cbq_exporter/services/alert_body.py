@@ -69,7 +69,7 @@ def read(content: bytes) -> Alerts:
     try:
         body = msgspec.json.decode(content, type=WebhookBody)
         if body.version != VERSION:
-            raise BadAlerts("version must be 4: Alertmanager 0.25 and later send that")
+            raise BadAlerts("version must be 4, as Alertmanager sends it")
         return Alerts(tuple(_alert(one) for one in body.alerts), body.truncatedAlerts)
     except msgspec.ValidationError as error:
         raise BadAlerts(f"the body: {error}") from None

@@ -229,7 +229,7 @@ class AlertResponder:
             return AlertState.FAILED, f"{type(error).__name__}: {error}"
         if intent.dry_run:
             return AlertState.DRY_RUN, plan.summary[-1]
-        return AlertState.DONE, ", ".join(f"{count:,} {what}" for what, count in executed.counts.items() if count)
+        return AlertState.DONE, ", ".join(f"{what} {count:,}" for what, count in executed.counts.items() if count)
 
 
 def _place(position: int) -> str:

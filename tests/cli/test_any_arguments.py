@@ -31,10 +31,13 @@ KEYS = QueueKeys.of("q")
 HOLDER = "worker_1764000000_4711"
 
 # Commands that end by themselves. (serve and demo run; status --watch and audit --follow wait.)
-READING = (["status"], ["audit"], ["doctor"], ["check-config"], ["dead", "list"], ["dead", "show"])
+READING = (
+    *(["status"], ["audit"], ["doctor"], ["check-config"], ["dead", "list"], ["dead", "show"]),
+    *(["alerts", "list"], ["alerts", "test"]),
+)
 CHANGING = (
     *(["unlock"], ["recover"], ["reset"], ["undo"], ["pause"], ["resume"]),
-    *(["dead", "retry"], ["dead", "purge"]),
+    *(["dead", "retry"], ["dead", "purge"], ["alerts", "pause"], ["alerts", "resume"]),
 )
 OPTIONS = (
     *("--queue", "-q", "--output", "-o", "--why", "--dry-run", "--force", "--all", "--older-than", "--trash"),
@@ -249,7 +252,7 @@ def test_a_yes_is_all_that_is_needed_and_nothing_less(program: Program) -> None:
             for words in (line, [*line, "--dry-run"], [*line, "--yes", "--dry-run"]):
                 ends_well(words, program(words, b"y\n"))
         before = program.contents()
-        if command != ["resume"]:
+        if command[-1] != "resume":  # nothing is paused
             assert program([*line, "--yes"]).exit_code == 0, command
             assert program.contents() != before, command
             program.redis.flushall()
@@ -284,10 +287,10 @@ KINDS: dict[str, st.SearchStrategy[Any]] = {
     "set": st.sets(garbage, min_size=1, max_size=2),
 }
 OURS = {
-    "string": ("lock", "last_send", "stats_queued", "stats_sent", "stats_failed", "fence"),
+    "string": ("lock", "last_send", "stats_queued", "stats_sent", "stats_failed", "fence", "alerts_paused"),
     "list": ("pending", "processing"),
-    "hash": ("records", "payloads", "returned", "lock_seen", "trash_notes", "paused"),
-    "sorted set": ("leases", "retry", "dead", "sightings", "daemons", "trash"),
+    "hash": ("records", "payloads", "returned", "lock_seen", "trash_notes", "paused", "alerts"),
+    "sorted set": ("leases", "retry", "dead", "sightings", "daemons", "trash", "alert_times"),
     "stream": ("audit",),
 }
 of_the_right_type = st.sampled_from([(kind, part) for kind, parts in OURS.items() for part in parts])

@@ -180,7 +180,7 @@ def test_an_alert_recovers_what_is_known_to_be_stuck_and_nothing_else(stage: Sta
     assert stage.audited() == ONCE
     assert stage.entries[-1].reason == "alert Stuck, alerts.routes[0]"
     (listed,) = stage.do(stage.alerts.newest(10))
-    assert (listed.state, listed.intent.alert, listed.intent.detail) == (AlertState.DONE, "Stuck", "2 callbacks")
+    assert (listed.state, listed.intent.alert, listed.intent.detail) == (AlertState.DONE, "Stuck", "callbacks 2")
 
 
 def test_the_same_alert_again_or_resolved_does_nothing_more(stage: Stage) -> None:

@@ -28,7 +28,7 @@ PATH = "/api/v1/alerts"
 
 
 def alert(**changes: Any) -> dict[str, Any]:
-    """As Alertmanager 0.25 sends one."""
+    """As Alertmanager sends one."""
     return {
         "status": "firing",
         "labels": {"alertname": "CbqStuckCallbacks", "queue": "callbacks"},
