@@ -300,6 +300,15 @@ ALERTS: tuple[Alert, ...] = (
         "{{ $value | humanize }} destinations of {{ $labels.queue }} have been paused for more than "
         f"{duration(thresholds.DESTINATION_PAUSED.value)}. Their callbacks wait in retry.",
     ),
+    Alert(
+        "CbqAlertsPauseForgotten",
+        "info",
+        "max by (job, queue) (cbq_alerts_paused) == 1",
+        thresholds.ALERTS_PAUSED.value,
+        "Alerts still cause nothing in {{ $labels.queue }}",
+        "Somebody paused the actions on alerts more than "
+        f"{duration(thresholds.ALERTS_PAUSED.value)} ago: nothing is healed by them.",
+    ),
     # --- what is late? ---------------------------------------------------------------------------------
     _pending_too_old("warning", thresholds.OLDEST_PENDING),
     _pending_too_old("critical", thresholds.OLDEST_PENDING_CRITICAL),

@@ -84,3 +84,6 @@ QUEUE_PAUSED = Threshold(HOUR, "seconds", "A pause for a deployment of the recei
 DESTINATION_PAUSED = Threshold(
     24 * HOUR, "seconds", "A client may well be away over night; retry.max_age gives up after 24 h by default."
 )
+ALERTS_PAUSED = Threshold(
+    24 * HOUR, "seconds", "Work on the queues takes hours; after a day nobody remembers that nothing heals on alerts."
+)
