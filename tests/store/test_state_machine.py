@@ -58,7 +58,7 @@ class Machine(Sending, Operating, Invariants):
             return
         for who in range(len(self.workers)):
             self.a_worker_ends_what_it_was_at(who)
-        self.others_interfere("unlock")
+        self.meddle("unlock")
         while any(not one.expired for one in self.model.trash.values()):
             self.carry_out(self.plan(Undo(QUEUE)))
         for name in self.model.leases:
@@ -81,7 +81,7 @@ class Machine(Sending, Operating, Invariants):
             self.claim(0, 50, 10_000, None)
             self.settle([(claimed, Delivered()) for claimed in self.claimed[first:]])
         assert self.redis.llen(KEYS.processing) == 0
-        self.every_callback_is_in_one_place_or_was_taken_out()
+        self.the_store_holds_what_the_model_holds()
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_no_callback_is_ever_lost_or_made_up(each_server: Server, caplog: pytest
             run_state_machine_as_test(
                 lambda: Machine(each_server, connections, (one, other), loop),  # type: ignore[arg-type]
                 settings=settings(
-                    max_examples=examples or 200,
+                    max_examples=examples or 150,
                     stateful_step_count=50,
                     deadline=None,
                     derandomize=not examples,

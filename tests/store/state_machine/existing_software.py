@@ -7,12 +7,16 @@ from collections import Counter
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from tests.store.state_machine.model import FOREIGN_TTL, TOO_LONG_TTL, Lock
+from tests.store.state_machine.model import FOREIGN_TTL, LOCK_RULE, TOO_LONG_TTL, Lock
 from tests.store.state_machine.world import KEYS, World, either, payloads
 from tests.support.foreign_worker import ATTEMPTS, TASKS, Command
 
-ENDLESS = "worker_1763999999_0002"
-LASTING = "worker_1763999999_0003"
+LOCKS = {  # seconds
+    "lock for long": LOCK_RULE.max_ttl - 10,
+    "lock for too long": TOO_LONG_TTL,
+    "lock for ever": None,
+}
+accidents = st.sampled_from((*LOCKS, "expire", "unlock"))
 failures = st.lists(st.integers(0, ATTEMPTS), max_size=3)
 ALL = 10_000  # commands
 
@@ -42,7 +46,7 @@ class ExistingSoftware(World):
         """And leaves its lock, and what it has claimed."""
         self.others_produce(payload)
         if not self.workers[who].busy:
-            self.others_interfere("unlock")
+            self.meddle("unlock")
             self.workers[who].begin("batch")
             self.worker_does(who, most)
         self.worker_is_killed(who)
@@ -129,28 +133,35 @@ class ExistingSoftware(World):
 
     # --- accidents ---------------------------------------------------------------------------
 
-    @rule(what=st.sampled_from(["lock for ever", "lock for too long", "expire", "unlock", "delete retry"]))
-    def others_interfere(self, what: str) -> None:
+    @rule(what=accidents)
+    def somebody_meddles_with_the_lock(self, what: str) -> None:
+        self.meddle(what)
+
+    def meddle(self, what: str) -> None:
+        """``what`` is one of LOCKS, where it is free; ``expire``; or ``unlock``."""
         model = self.model
-        match what:
-            case "lock for ever":
-                if self.redis.set(KEYS.lock, ENDLESS, nx=True):
-                    model.lock = Lock(ENDLESS, None)
-            case "lock for too long":
-                if self.redis.set(KEYS.lock, LASTING, nx=True, ex=int(TOO_LONG_TTL)):
-                    model.lock = Lock(LASTING, TOO_LONG_TTL)
-            case "expire":
-                self.redis.expire(KEYS.lock, int(FOREIGN_TTL))
-                if model.lock is not None:
-                    model.lock.ttl = FOREIGN_TTL
-            case "unlock":
-                self.redis.delete(KEYS.lock)
-                model.lock = None
-            case "delete retry":
-                self.redis.delete(KEYS.retry)
-                model.removed += Counter(kept.payload for kept in model.retry.values())
-                model.orphans |= set(model.retry)
-                model.retry = {}
+        if what == "unlock":
+            self.redis.delete(KEYS.lock)
+            model.lock = None
+        elif what == "expire":
+            self.redis.expire(KEYS.lock, int(FOREIGN_TTL))
+            if model.lock is not None:
+                model.lock.ttl = FOREIGN_TTL
+        elif model.lock is None:
+            ttl = LOCKS[what]
+            model.lock = Lock(f"worker_1763999999_{self.tick():04}", ttl)
+            self.redis.set(KEYS.lock, model.lock.value, ex=None if ttl is None else int(ttl))
+
+    @precondition(lambda self: self.model.retry)
+    @rule(data=st.data())
+    def somebody_deletes_retries(self, data: st.DataObject) -> None:
+        """And does not know what is kept with them."""
+        model = self.model
+        names = data.draw(st.lists(st.sampled_from(sorted(model.retry)), min_size=1, unique=True))
+        self.redis.zrem(KEYS.retry, *names)
+        for name in names:
+            model.removed[model.retry.pop(name).payload] += 1
+        model.orphans |= set(names)
 
     @precondition(lambda self: self.model.lock is not None and not self.model.lock.is_family)
     @rule()

@@ -59,11 +59,21 @@ class Healing(World):
             redis.zincrby(KEYS.daemons, -passed, value)
         self.model.time_passes_for_the_lock()
 
+    @rule(who=either, times=st.integers(1, 3), leaps=st.booleans())
+    def time_passes_while_the_lock_keeper_looks(self, who: int, times: int, leaps: bool) -> None:
+        for _ in range(times):
+            self.the_lock_keeper_looks(who)
+            self.time_passes_for_the_lock()
+        if leaps:
+            self.the_clock_of_a_daemon_leaps(who, HOUR)
+        self.the_lock_keeper_looks(who)
+
     @rule(who=either)
     def the_lock_keeper_looks(self, who: int) -> None:
         model, daemon = self.model, self.daemons[who]
         model.beat(daemon.value)
         lock = model.lock
+        self.connections.check()
         reason = model.look_at_lock(leapt=lock is not None and daemon.lock_ledger.has_leapt(daemon.clock))
         report = self.do(daemon.keeper.run_once(), may_free_lock=reason is ReleaseReason.HOLDER_DEAD)
         assert (report.released, report.aborted) == (reason, False)
@@ -177,6 +187,12 @@ class Healing(World):
         assert self.connections.audited == [(OperationName.EXPIRE, "started"), (OperationName.EXPIRE, "done")] * len(
             expired
         )
+
+    @precondition(lambda self: self.model.orphans)
+    @rule()
+    def sweep(self) -> None:
+        assert self.do(self.any_queue.sweep()) == len(self.model.orphans)
+        self.model.orphans = set()
 
     @rule()
     def what_was_returned_is_forgotten(self) -> None:

@@ -14,43 +14,31 @@ from tests.store.state_machine.world import KEYS, World
 
 class Invariants(World):
     @invariant()
-    def every_callback_is_in_one_place_or_was_taken_out(self) -> None:
+    def the_store_holds_what_the_model_holds(self) -> None:
+        """And every callback is in one place, or was taken out."""
         model = self.model
-        in_trash = list(model.trash)
         pipe = self.redis.pipeline(transaction=True)
-        for keys in (KEYS, *map(KEYS.trash_of, in_trash)):
+        for keys in (KEYS, *map(KEYS.trash_of, model.trash)):
             _ask_for_contents(pipe, keys)
-        answers = pipe.get(KEYS.lock).keys("*").execute()
-        found = [answers[first : first + _ANSWERS] for first in range(0, len(answers) - 2, _ANSWERS)]
+        pipe.keys("*").get(KEYS.lock).hget(KEYS.lock_seen, "value").zrange(KEYS.daemons, 0, -1).hkeys(KEYS.paused)
+        pipe.zrange(KEYS.trash, 0, -1, withscores=True).hkeys(KEYS.trash_notes).xlen(KEYS.audit)
+        answers = pipe.execute()
+        found = [answers[first : first + _ANSWERS] for first in range(0, _ANSWERS * (1 + len(model.trash)), _ANSWERS)]
+        names, lock, seen, beats, paused, trash, notes, entries = answers[_ANSWERS * len(found) :]
 
         somewhere = Counter(model.hands.values())
         for contents, answer in zip((model, *model.trash.values()), found, strict=True):
             somewhere += _compare(contents, answer)
         assert somewhere + model.delivered + model.removed + model.lost == model.accepted + model.doubled
 
-        lock, names = answers[-2:]
-        assert lock == (model.lock and model.lock.value.encode())
-        known = {*KEYS.all(), *(name for one in in_trash for name in KEYS.trash_of(one).all())}
+        known = {*KEYS.all(), *(name for one in model.trash for name in KEYS.trash_of(one).all())}
         assert {name.decode() for name in names} <= known
-
-    @invariant()
-    def the_trash_the_pauses_and_the_daemons_are_known(self) -> None:
-        model = self.model
-        trash, notes, paused, beats, seen, entries = (
-            self.redis.pipeline(transaction=False)
-            .zrange(KEYS.trash, 0, -1, withscores=True)
-            .hkeys(KEYS.trash_notes)
-            .hkeys(KEYS.paused)
-            .zrange(KEYS.daemons, 0, -1)
-            .hget(KEYS.lock_seen, "value")
-            .xlen(KEYS.audit)
-            .execute()
-        )
+        assert lock == (model.lock and model.lock.value.encode())
+        assert seen == (model.lock_seen and model.lock_seen.value.encode())
+        assert {value.decode() for value in beats} == set(model.beats)
+        assert {name.decode() or None for name in paused} == model.paused
         assert {name.decode() for name, _ in trash} == {name.decode() for name in notes} == set(model.trash)
         assert all((until == float("inf")) == model.trash[name.decode()].begun for name, until in trash)
-        assert {name.decode() or None for name in paused} == model.paused
-        assert {value.decode() for value in beats} == set(model.beats)
-        assert seen == (model.lock_seen and model.lock_seen.value.encode())
         assert entries == self.connections.entries
 
     @invariant()

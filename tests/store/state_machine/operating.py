@@ -26,7 +26,7 @@ from cbq_exporter.services.operations import (
     Unlock,
     name_of,
 )
-from tests.store.state_machine.existing_software import ExistingSoftware
+from tests.store.state_machine.existing_software import ExistingSoftware, accidents
 from tests.store.state_machine.healing import Healing
 from tests.store.state_machine.world import HOUR, KEYS, QUEUE, either, payloads
 
@@ -76,12 +76,13 @@ class Operating(ExistingSoftware, Healing):
     def a_person_resets(self, force: bool) -> None:
         self.carry_out(self.plan(Reset(QUEUE, force=force)))
 
-    @precondition(lambda self: self.model.lock is None)
-    @rule(force=yes_or_no, resets=yes_or_no)
-    def the_lock_gets_an_expiry_while_a_person_plans(self, force: bool, resets: bool) -> None:
-        self.others_interfere("lock for ever")
+    @rule(force=yes_or_no, resets=yes_or_no, before=accidents, after=st.lists(accidents, min_size=1, max_size=2))
+    def the_lock_changes_while_a_person_plans(self, force: bool, resets: bool, before: str, after: list[str]) -> None:
+        self.meddle("unlock")
+        self.meddle(before)
         plan = self.plan((Reset if resets else Unlock)(QUEUE, force=force))
-        self.others_interfere("expire")
+        for what in after:
+            self.meddle(what)
         self.carry_out(plan)
 
     @rule(some=st.lists(payloads, min_size=LEAST_GROWTH + 1, max_size=3))
@@ -366,13 +367,15 @@ class Operating(ExistingSoftware, Healing):
     # --- time --------------------------------------------------------------------------------
 
     @precondition(lambda self: any(not one.begun for one in self.model.trash.values()))
-    @rule(data=st.data())
-    def a_reset_has_been_kept_for_long_enough(self, data: st.DataObject) -> None:
-        """One that is partly put back does not expire."""
+    @rule(data=st.data(), at_once=yes_or_no)
+    def a_reset_has_been_kept_for_long_enough(self, data: st.DataObject, at_once: bool) -> None:
+        """One that is partly put back does not expire. Upkeep comes at once, or later."""
         names = [name for name, one in self.model.trash.items() if not one.begun]
         name = data.draw(st.sampled_from(names))
         self.redis.zadd(KEYS.trash, {name: self.tick()}, xx=True)
         self.model.trash[name].expired = True
+        if at_once:
+            self.upkeep(data, keep=len(self.model.dead))
 
 
 def _has_grown(planned: int, now: int) -> bool:
