@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbq_exporter.config import Config
+from cbq_exporter.config import Config, check
 from cbq_exporter.config.models import AlertRouteConfig
-from cbq_exporter.model import AlertOutcome, Mode
+from cbq_exporter.model import AlertAction, AlertOutcome, Mode
 from cbq_exporter.policy.alerts import Act, Alert, Leave, decide, route_key, target_key
 
 MODES = {"callbacks": Mode.DISPATCH, "invoices": Mode.SUPERVISE, "watched": Mode.OBSERVE}
@@ -120,3 +123,13 @@ def test_limits_stay_with_what_a_route_does() -> None:
     assert len({route_key(route(**changes)) for changes in [*others, {}]}) == 4
     targets = [target_key(Act(route(), 0, "q", destination)) for destination in ("a", "b")]
     assert len({*targets, target_key(Act(route(), 1, "r", "a"))}) == 2  # each queue has keys of its own
+
+
+def test_the_page_for_operators_tells_every_action_and_outcome_and_its_example_holds() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
+    rows = re.findall(r"^\| (.*?) \|", page, re.MULTILINE)
+    told = {word for row in rows for word in re.findall(r"`(\w+)`", row)}
+    assert told == {"action", *AlertAction, *AlertOutcome}
+    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert example is not None
+    assert check(Config(**yaml.safe_load(example[1].replace("5m", "300.0")) | {"redis": {"url": "redis://x"}})) == ()
