@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.e2e.bare_client import PREFIX, item, push, wait_until_settled
+from tests.support.acl import documented_user
 from tests.support.counting_receiver import CountingReceiver
 from tests.support.daemons import Daemon, queue, until
 from tests.support.foreign_worker import ForeignWorker
@@ -198,3 +199,20 @@ def test_a_real_alertmanager_has_callbacks_delivered(server: Server, tmp_path: P
         # It comes again and again, and nothing more is done.
         until(lambda: (daemon.metrics().get("cbq_alerts_received_total", outcome="duplicate") or 0) >= 1)
         assert daemon.metrics().get("cbq_operations_total", operation="recover", trigger="alert", result="done") == 1
+
+
+def test_a_reload_changes_who_may_post_and_what_comes_of_it(server: Server, tmp_path: Path) -> None:
+    with documented_user(server, "supervise") as url:
+        daemon = daemon_of(server, tmp_path, mode="supervise")
+        daemon.configure(redis={"url": url}, alerts={"auth": {"bearer_token_file": None}, "routes": []})
+        payload = item("http://127.0.0.1:9/", 1)
+        with daemon:
+            are_stuck(server, daemon, payload)
+            assert post(daemon, stuck()) == (403, [])
+            auth = {"bearer_token_file": str(tmp_path / "tokens")}
+            daemon.configure(alerts={"auth": auth, "routes": ROUTES})
+            daemon.send_signal(signal.SIGHUP)
+            until(lambda: post(daemon, stuck(status="resolved")) == (200, ["resolved"]))
+            assert post(daemon, stuck()) == (200, ["accepted"])
+            until(lambda: server.client.lrange(PENDING, 0, -1) == [payload])
+            until(lambda: audited(server) == ONCE)
