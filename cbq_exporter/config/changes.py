@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from cbq_exporter.config.models import Config
+from cbq_exporter.model import Mode
 
 # The way to the store, and the sockets: everything that runs hangs on these.
 FIXED = ("redis.url", "data_dir", "web.listen_address", "web.config_file")
@@ -17,7 +18,8 @@ FIXED = ("redis.url", "data_dir", "web.listen_address", "web.config_file")
 class Changes:
     """Queues by name; paths as in the file, without values, which may be secret.
 
-    ``changed`` has the paths within each queue, ``settings`` those outside of queues.
+    ``changed`` has the paths within each queue, and "destinations" where a queue that sends has other receivers;
+    ``settings`` those outside of queues.
     """
 
     added: tuple[str, ...]
@@ -38,14 +40,17 @@ def between(old: Config, new: Config) -> Changes:
     """In the order of ``new``. The order of the queues is no change."""
     before = {queue.name: queue for queue in old.queues}
     after = {queue.name: queue for queue in new.queues}
+    of_all = ("destinations",) if old.destinations != new.destinations else ()
+
+    def paths(name: str) -> tuple[str, ...]:
+        own = tuple(_paths(before[name], after[name]))
+        return (*own, *of_all) if after[name].mode is Mode.DISPATCH else own
+
+    changed = {name: paths(name) for name in after if name in before}
     return Changes(
         added=tuple(name for name in after if name not in before),
         removed=tuple(name for name in before if name not in after),
-        changed={
-            name: tuple(_paths(before[name], queue))
-            for name, queue in after.items()
-            if name in before and before[name] != queue
-        },
+        changed={name: found for name, found in changed.items() if found},
         settings=tuple(path for path in _paths(old, new) if path != "queues"),
     )
 

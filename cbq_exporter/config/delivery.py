@@ -231,7 +231,7 @@ class DestinationRetryConfig(Section):
 
 
 class DestinationConfig(Section):
-    """One receiver, or several under one name. Null leaves a setting to the queue's `delivery`. Not available yet."""
+    """One receiver, or several under one name. Null leaves a setting to the queue's `delivery`."""
 
     name: Annotated[str, kinds.queue_name()] = Field(
         examples=["partner"], description="What it is called in metrics, pauses and dead letters. Unique."
@@ -244,15 +244,15 @@ class DestinationConfig(Section):
     concurrency: Annotated[int, kinds.whole(1, 10_000)] | None = Field(
         None, description="Requests at the same time. Null: per_destination.concurrency."
     )
-    rate: Annotated[float, kinds.rate()] | None = Field(None, description="Null: per_destination.rate.")
-    bandwidth: Annotated[float, kinds.bandwidth()] | None = Field(None, description="Null: per_destination.bandwidth.")
+    rate: Annotated[float, kinds.rate()] | None = Field(None, description="Not available yet: leave it null.")
+    bandwidth: Annotated[float, kinds.bandwidth()] | None = Field(None, description="Not available yet: leave it null.")
     timeout: Annotated[float, kinds.duration(0.01, HOUR)] | None = Field(
         None, description="Not longer than the queue's: the lease is made for that. Null: the queue's."
     )
     connect_timeout: Annotated[float, kinds.duration(0.01, HOUR)] | None = Field(None, description="Null: the queue's.")
     request: RequestConfig | None = Field(None, description="Null: the queue's.")
     retry: DestinationRetryConfig = DestinationRetryConfig()
-    signing: SigningConfig | None = Field(None, description="Null: the queue's.")
-    breaker: BreakerConfig | None = Field(None, description="Null: the queue's.")
-    coalesce: CoalesceConfig | None = Field(None, description="Null: the queue's.")
-    tls: TlsConfig | None = Field(None, description="Null: the queue's ca_file, and no certificate of ours.")
+    signing: SigningConfig | None = Field(None, description="Not available yet: leave it null.")
+    breaker: BreakerConfig | None = Field(None, description="Not available yet: leave it null.")
+    coalesce: CoalesceConfig | None = Field(None, description="Not available yet: leave it null.")
+    tls: TlsConfig | None = Field(None, description="Not available yet: leave it null.")

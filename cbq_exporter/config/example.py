@@ -103,11 +103,20 @@ def _key(key: Key, path: str, depth: int) -> Iterator[str]:
 
 def _absent(section: type[Section], indent: str, dash: str) -> Iterator[str]:
     """The keys of what is not there by default, behind comment signs."""
-    rows = [(f"{key.name}: {written(key.example or key.default)}", key) for key in outline.keys(section)]
+    rows = list(_rows(section, ""))
     width = max(len(text) for text, _ in rows)
     for text, key in rows:
         yield f"{indent}# {dash}{text.ljust(width)}   # {_explained(key)}"
         dash = "  "
+
+
+def _rows(section: type[Section], indent: str) -> Iterator[tuple[str, Key]]:
+    for key in outline.keys(section):
+        if key.section is None:
+            yield f"{indent}{key.name}: {written(key.example or key.default)}", key
+        else:
+            yield f"{indent}{key.name}:", key
+            yield from _rows(key.section, f"{indent}  ")
 
 
 def _explained(key: Key) -> str:

@@ -145,10 +145,44 @@ def refuse_unavailable_in_queue(at: Place, queue: QueueConfig) -> Iterator[Findi
 # --- refused, for the whole ----------------------------------------------------------------------
 
 
-def refuse_unavailable(config: Config) -> Iterator[Finding]:
-    """What this version does not have yet: `destinations`."""
-    if config.destinations:
-        yield _unavailable(("destinations",), "a list", "leave it empty")
+def refuse_repeated_destinations(config: Config) -> Iterator[Finding]:
+    """Two destinations with the same `name`, or with the same `match`, of which the second would never count."""
+    for field in ("name", "match"):
+        seen: dict[str, Place] = {}
+        for position, entry in enumerate(config.destinations):
+            place: Place = ("destinations", position, field)
+            first = seen.setdefault(getattr(entry, field), place)
+            if first != place:
+                value = getattr(entry, field)
+                yield Finding(place, repr(value), f"must be unique; it is also {shown(first)}", (first,))
+
+
+def refuse_slow_destinations(config: Config) -> Iterator[Finding]:
+    """A destination's `timeout` longer than the `delivery.timeout` of a queue that sends, by which leases are made."""
+    for position, entry in enumerate(config.destinations):
+        for number, queue in enumerate(config.queues):
+            timeout = queue.delivery.timeout
+            if entry.timeout is not None and entry.timeout > timeout and queue.mode is Mode.DISPATCH:
+                theirs: Place = ("queues", number, "delivery", "timeout")
+                yield Finding(
+                    ("destinations", position, "timeout"),
+                    write_duration(entry.timeout),
+                    f"must not be longer than {shown(theirs)} ({write_duration(timeout)})",
+                    (theirs,),
+                )
+                break
+
+
+def refuse_unavailable_in_destinations(config: Config) -> Iterator[Finding]:
+    """What destinations do not have yet: `rate`, `bandwidth`, `signing`, `breaker`, `coalesce`, `tls`, and a
+    `request.body` from a template or a renderer."""
+    for position, entry in enumerate(config.destinations):
+        at: Place = ("destinations", position)
+        for name in ("rate", "bandwidth", "signing", "breaker", "coalesce", "tls"):
+            if getattr(entry, name) is not None:
+                yield _unavailable((*at, name), "set", "leave it null")
+        if entry.request is not None and isinstance(entry.request.body, TemplateBody | RendererBody):
+            yield _unavailable((*at, "request", "body"), "a template or a renderer", "use data or item")
 
 
 def refuse_missing_store(config: Config) -> Iterator[Finding]:
@@ -288,7 +322,9 @@ RULES: tuple[Rule, ...] = (
     refuse_shared_keys,
     refuse_open_mutation,
     refuse_unfit_routes,
-    refuse_unavailable,
+    refuse_repeated_destinations,
+    refuse_slow_destinations,
+    refuse_unavailable_in_destinations,
 )
 QUEUE_RULES: tuple[QueueRule, ...] = (
     refuse_short_lease,

@@ -126,7 +126,7 @@ class Application:
         await self._web.start()
         self._schedule.every(_PROBE, _PROBE_EVERY, self._store.reader.probe)
         self._schedule.every("measure", MEASURE_EVERY, Measurer(self._store.reader).run_once)
-        self._attendants.start([self._attendant(queue, self._store) for queue in self.config.queues])
+        self._attendants.start([self._attendant(queue, self.config, self._store) for queue in self.config.queues])
         self._alerting.start()
         self._schedule.start()
         self._loops.add("the scheduler's watchdog", watch(self._schedule))
@@ -149,9 +149,11 @@ class Application:
     def _audit(self, store: Store) -> Audit:
         return Audit(store, count=self.instruments.operation_ended)
 
-    def _attendant(self, config: QueueConfig, store: Store) -> Attendant:
-        instruments = self.instruments.queue(config.name)
-        return Attendant(config, store, instruments, self._audit(store), self._schedule, self._clock)
+    def _attendant(self, queue: QueueConfig, config: Config, store: Store) -> Attendant:
+        instruments = self.instruments.queue(queue.name)
+        return Attendant(
+            queue, config.destinations, store, instruments, self._audit(store), self._schedule, self._clock
+        )
 
     def welcome(self) -> list[str]:
         """The three lines a newcomer needs."""
@@ -197,7 +199,7 @@ class Application:
         """Those of the queues that are new or changed, not started yet."""
         try:
             return [
-                self._attendant(queue, store)
+                self._attendant(queue, config, store)
                 for queue in config.queues
                 if queue.name in changes.added or queue.name in changes.changed
             ]

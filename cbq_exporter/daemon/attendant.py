@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from cbq_exporter import __version__
 from cbq_exporter.clock import Clock
-from cbq_exporter.config import QueueConfig
+from cbq_exporter.config import DestinationConfig, QueueConfig
 from cbq_exporter.daemon.arrivals import Arrivals
 from cbq_exporter.daemon.loops import Loops
 from cbq_exporter.daemon.schedule import Schedule
 from cbq_exporter.delivery.egress import EgressPolicy
 from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange
+from cbq_exporter.delivery.receivers import Receivers
 from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
 from cbq_exporter.model import Actor, Mode, Result
@@ -44,6 +45,7 @@ class Attendant:
     def __init__(
         self,
         config: QueueConfig,
+        destinations: Sequence[DestinationConfig],
         store: Store,
         instruments: QueueInstruments,
         audit: Audit,
@@ -63,6 +65,7 @@ class Attendant:
             self._dispatcher = Dispatcher(
                 config,
                 store.queues[config.name],
+                Receivers(config, destinations),
                 instruments,
                 _engine_maker(config, clock),
                 clock,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from cbq_exporter.delivery.exchange import Request
+from cbq_exporter.delivery.receivers import Receiver
 from cbq_exporter.model import Claimed
 
 
@@ -23,11 +24,15 @@ class Parcel(msgspec.Struct, eq=False):
 
     number: int
     claimed: Claimed
-    destination: str
+    receiver: Receiver
     request: Request
     queued_at: float | None
     offered_monotonic: float = 0.0
     lost: bool = False
+
+    @property
+    def destination(self) -> str:
+        return self.receiver.name
 
     @property
     def size(self) -> int:
@@ -37,6 +42,7 @@ class Parcel(msgspec.Struct, eq=False):
 
 @dataclass(slots=True)
 class _Destination:
+    concurrency: int
     in_flight: int = 0
     waiting: deque[Parcel] = field(default_factory=deque)
     pace: float = 0.0  # sends that ended per second, as seen lately
@@ -48,8 +54,7 @@ class _Destination:
 class Destinations:
     """Idle destinations cost nothing: they are forgotten."""
 
-    def __init__(self, *, concurrency: int, patience: float = 1.0, longest_delay: float = 60.0) -> None:
-        self._concurrency = concurrency
+    def __init__(self, *, patience: float = 1.0, longest_delay: float = 60.0) -> None:
         self._patience = patience
         self._longest_delay = longest_delay
         self._all: dict[str, _Destination] = {}
@@ -61,10 +66,12 @@ class Destinations:
 
     def offer(self, parcel: Parcel, now: float) -> bool:
         """Take a place for ``parcel`` (True: start it), or let it wait."""
-        destination = self._all.get(parcel.destination)
+        receiver = parcel.receiver
+        destination = self._all.get(receiver.name)
         if destination is None:
-            destination = self._all[parcel.destination] = _Destination(measured_monotonic=now)
-        if destination.in_flight < self._concurrency and not destination.waiting:
+            destination = _Destination(receiver.concurrency, measured_monotonic=now)
+            self._all[receiver.name] = destination
+        if destination.in_flight < destination.concurrency and not destination.waiting:
             destination.in_flight += 1
             return True
         parcel.offered_monotonic = now
@@ -101,13 +108,13 @@ class Destinations:
             waiting = destination.waiting
             if not waiting and not destination.in_flight and destination.booked_until <= now:
                 del self._all[name]
-            if len(waiting) <= self._concurrency or now - waiting[0].offered_monotonic < self._patience:
+            if len(waiting) <= destination.concurrency or now - waiting[0].offered_monotonic < self._patience:
                 continue
             # Measured lately, or not one ended: then the pace is at most one in the time that has passed.
             elapsed = max(now - destination.measured_monotonic, 0.001)
             pace = max(destination.pace, 0.1) if elapsed < 2.0 else max((destination.ended + 1) / elapsed, 0.1)
-            turn = max(destination.booked_until, now + self._concurrency / pace)
-            kept = [waiting.popleft() for _ in range(self._concurrency)]
+            turn = max(destination.booked_until, now + destination.concurrency / pace)
+            kept = [waiting.popleft() for _ in range(destination.concurrency)]
             for parcel in waiting:
                 turn += 1.0 / pace
                 given_back.append((parcel, min(max(turn - now, self._patience), self._longest_delay)))

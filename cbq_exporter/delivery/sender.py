@@ -23,12 +23,11 @@ class Sender:
         self,
         make_engine: Callable[[Callable[[list[Exchange]], None]], Engine],
         *,
-        per_destination: int,
         on_ended: Callable[[list[Ended]], None],
         clock: Clock,
     ) -> None:
         self._engine = make_engine(self._on_done)
-        self._destinations = Destinations(concurrency=per_destination)
+        self._destinations = Destinations()
         self._on_ended = on_ended
         self._clock = clock
         self._later: dict[Parcel, asyncio.TimerHandle] = {}

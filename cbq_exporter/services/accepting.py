@@ -7,10 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from cbq_exporter.clock import Clock
-from cbq_exporter.config import DeliveryConfig
+from cbq_exporter.delivery import shaping
 from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.exchange import Request
-from cbq_exporter.delivery.shaping import Shaper, Unusable
+from cbq_exporter.delivery.receivers import Receiver, Receivers
+from cbq_exporter.delivery.shaping import Unusable
 from cbq_exporter.delivery.url import Target
 from cbq_exporter.model import Claimed, Dead, Failure, Retry, Settlement
 
@@ -28,38 +29,37 @@ class Accepted:
 class Acceptor:
     """Parcels are numbered in the order of claiming."""
 
-    def __init__(self, delivery: DeliveryConfig, clock: Clock) -> None:
-        self._delivery = delivery
+    def __init__(self, receivers: Receivers, clock: Clock) -> None:
+        self._receivers = receivers
         self._clock = clock
-        self._shaper = Shaper(
-            body=str(delivery.request.body),
-            headers=delivery.request.headers,
-            max_bytes=delivery.max_request_bytes,
-        )
         self._number = 0
 
     def accept(self, items: Sequence[Claimed], not_after: float, paused: Collection[str]) -> Accepted:
         """``not_after``: see ``Request``. Callbacks to the destinations ``paused`` are put off."""
         accepted = Accepted()
-        delivery = self._delivery
         for claimed in items:
-            shaped = self._shaper.shape(claimed)
+            read = shaping.read(claimed)
+            if isinstance(read, Unusable):
+                accepted.not_sent.append(self._given_up(claimed, read))
+                continue
+            receiver = self._receivers.of(read.target)
+            if receiver.paused or receiver.name in paused:
+                accepted.not_sent.append(self._put_off(claimed, read.target, receiver))
+                continue
+            shaped = receiver.shaper.shape(claimed, read)
             if isinstance(shaped, Unusable):
                 accepted.not_sent.append(self._given_up(claimed, shaped))
                 continue
-            if shaped.target.destination in paused:
-                accepted.not_sent.append(self._put_off(claimed, shaped.target))
-                continue
             request = Request(
-                shaped.target.url,
+                read.target.url,
                 shaped.body,
                 shaped.headers,
-                delivery.timeout,
-                delivery.connect_timeout,
+                receiver.timeout,
+                receiver.connect_timeout,
                 not_after,
             )
             self._number += 1
-            parcel = Parcel(self._number, claimed, shaped.target.destination, request, shaped.queued_at)
+            parcel = Parcel(self._number, claimed, receiver, request, read.queued_at)
             request.tag = parcel
             accepted.parcels.append(parcel)
         return accepted
@@ -68,8 +68,9 @@ class Acceptor:
         failure = Failure(why.reason.value, detail=why.detail, at=self._clock.now())
         return Settlement(claimed, Dead(why.reason, failure, attempt_used=False), url=why.url)
 
-    def _put_off(self, claimed: Claimed, target: Target) -> Settlement:
+    def _put_off(self, claimed: Claimed, target: Target, receiver: Receiver) -> Settlement:
         """Its destination is paused. No attempt is used."""
-        failure = Failure("paused", detail="its destination is paused by an operator", at=self._clock.now())
+        by = "in the configuration" if receiver.paused else "by an operator"
+        failure = Failure("paused", detail=f"its destination is paused {by}", at=self._clock.now())
         outcome = Retry(_PAUSED_FOR * random.uniform(1.0, 1.5), failure, attempt_used=False)
-        return Settlement(claimed, outcome, target.url, target.destination)
+        return Settlement(claimed, outcome, target.url, receiver.name)

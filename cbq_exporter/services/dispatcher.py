@@ -13,6 +13,7 @@ from cbq_exporter.config import QueueConfig
 from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange
+from cbq_exporter.delivery.receivers import Receivers
 from cbq_exporter.delivery.sender import Ended, Sender
 from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
@@ -23,7 +24,7 @@ from cbq_exporter.model import (
     Settlement,
     Waiting,
 )
-from cbq_exporter.policy import flush, retry
+from cbq_exporter.policy import flush
 from cbq_exporter.services.accepting import Acceptor
 from cbq_exporter.services.judging import Judge
 from cbq_exporter.services.settler import Settler
@@ -55,6 +56,7 @@ class Dispatcher:
         self,
         config: QueueConfig,
         queue: Queue,
+        receivers: Receivers,
         instruments: QueueInstruments,
         make_engine: Callable[[Callable[[list[Exchange]], None]], Engine],
         clock: Clock,
@@ -67,7 +69,7 @@ class Dispatcher:
         self._instruments = instruments
         self._clock = clock
         self._on_retry = on_retry
-        batch, delivery, again = config.batch, config.delivery, config.retry
+        batch = config.batch
         self._flush_rule = flush.FlushRule(
             batch.size,
             batch.max_delay,
@@ -75,16 +77,10 @@ class Dispatcher:
             batch.early.size if batch.early else None,
             batch.early.delay if batch.early else 0.0,
         )
-        self._acceptor = Acceptor(delivery, clock)
-        self._judge = Judge(
-            config.name,
-            retry.RetryRule(again.max_attempts, again.max_age, again.base, again.cap, again.retry_after_cap),
-            instruments,
-            clock,
-        )
+        self._acceptor = Acceptor(receivers, clock)
+        self._judge = Judge(config.name, instruments, clock)
         self._sender = Sender(
             make_engine,
-            per_destination=delivery.per_destination.concurrency,
             on_ended=self._on_ended,
             clock=clock,
         )

@@ -43,9 +43,8 @@ class Judged:
 class Judge:
     """Of one queue."""
 
-    def __init__(self, queue: str, rule: retry.RetryRule, instruments: QueueInstruments, clock: Clock) -> None:
+    def __init__(self, queue: str, instruments: QueueInstruments, clock: Clock) -> None:
         self._queue = queue
-        self._rule = rule
         self._instruments = instruments
         self._clock = clock
 
@@ -93,7 +92,7 @@ class Judge:
         return Judged(settlements, cut_off)
 
     def _judged(self, parcel: Parcel, exchange: Exchange, now: float) -> Settlement:
-        claimed = parcel.claimed
+        claimed, rule = parcel.claimed, parcel.receiver.retry
         attempt = retry.Attempt(
             exchange.status,
             exchange.failure,
@@ -104,7 +103,7 @@ class Judge:
         )
         outcome = retry.judge(
             attempt,
-            self._rule,
+            rule,
             attempts_before=claimed.attempts,
             age=now - claimed.first_claimed_ms / 1000,
             roll=random.random(),

@@ -36,7 +36,7 @@ def test_the_shipped_file_has_every_key_explained(refused: Refused) -> None:
     """Every key is written or stands behind a comment sign; without the signs the file is still right."""
     lines: list[str] = []
     for line in CONFIG.splitlines():
-        absent = re.fullmatch(r"( *)# ((?:  |- )\w+: .*)", line)
+        absent = re.fullmatch(r"( *)# ((?:  )*(?:  |- )\w+: .*)", line)
         written = re.match(r" *(- )?\w+:", line)
         if absent:
             assert "   # " in line
@@ -51,7 +51,13 @@ def test_the_shipped_file_has_every_key_explained(refused: Refused) -> None:
     paths = [shown(place).replace("[0]", "[]") for place in places if "match" not in place[:-1]]
     assert paths == list(outline.paths())
     assert [line.partition(": ")[2].partition(": ")[0] for line in refused(everything)] == [
+        "queues[0].delivery.signing",
+        "queues[0].delivery.breaker",
         "queues[0].delivery.coalesce",
+        "destinations[0].signing",
+        "destinations[0].breaker",
+        "destinations[0].coalesce",
+        "destinations[0].tls",
         "alerts.auth.bearer_token_file",
     ]
 

@@ -163,7 +163,10 @@ class TestValues:
             ),
             (
                 "queues: [{name: q, timeout: 1s}]",
-                "queues[0].timeout: found an unknown key; did you mean queues[].delivery.timeout?",
+                (
+                    "queues[0].timeout: found an unknown key; did you mean queues[].delivery.timeout "
+                    "or destinations[].timeout?"
+                ),
             ),
             ("web: {zzz: 1}", "web.zzz: found an unknown key; known here: listen_address, config_file"),
             ("<<: {web: {}}", '["***"]: found an unknown key; known here: redis, data_dir, web, log,'),

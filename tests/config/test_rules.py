@@ -65,6 +65,29 @@ CASES = [
         "queues: [{name: q, lock: {ttl: 599s}}]",
     ),
     Case(
+        rules.refuse_repeated_destinations,
+        "destinations: [{name: a, match: a.example}, {name: a, match: b.example}]",
+        "destinations[1].name: found 'a'; must be unique; it is also destinations[0].name",
+        "destinations: [{name: a, match: a.example}, {name: b, match: b.example}]",
+    ),
+    Case(
+        rules.refuse_repeated_destinations,
+        "destinations: [{name: a, match: A.example}, {name: b, match: a.example}]",
+        "destinations[1].match: found 'a.example'; must be unique; it is also destinations[0].match",
+    ),
+    Case(
+        rules.refuse_slow_destinations,
+        "{queues: [{name: q, delivery: {timeout: 3s}}], destinations: [{name: a, match: a.example, timeout: 4s}]}",
+        "destinations[0].timeout: found 4s; must not be longer than queues[0].delivery.timeout (3s)",
+        "{queues: [{name: q, delivery: {timeout: 3s}}], destinations: [{name: a, match: a.example, timeout: 3s}]}",
+    ),
+    Case(
+        rules.refuse_unavailable_in_destinations,
+        "destinations: [{name: a, match: a.example, rate: 5/s}]",
+        "destinations[0].rate: found set; is not available yet in this version: leave it null",
+        "destinations: [{name: a, match: a.example, concurrency: 5}]",
+    ),
+    Case(
         rules.refuse_repeated_names,
         "queues: [{name: a, prefix: a}, {name: b, prefix: b}, {name: a, prefix: c}]",
         "queues[2].name: found 'a'; must be unique; it is also queues[0].name",

@@ -7,18 +7,23 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cbq_exporter.config import DeliveryConfig, PerDestinationConfig, QueueConfig
+from cbq_exporter.delivery import url
 from cbq_exporter.delivery.destinations import Destinations, Parcel
 from cbq_exporter.delivery.exchange import Request
+from cbq_exporter.delivery.receivers import Receivers
 from cbq_exporter.model import Claimed
 
 
-def parcel(number: int, destination: str = "a") -> Parcel:
+def parcel(number: int, destination: str = "a", *, places: int = 2) -> Parcel:
     claimed = Claimed(f"lease-{number}", "0" * 40, b"{}", 0, 0, 0)
-    return Parcel(number, claimed, destination, Request("http://a/", b"", [], 1.0, 1.0, 0.0), None)
+    queue = QueueConfig(name="q", delivery=DeliveryConfig(per_destination=PerDestinationConfig(concurrency=places)))
+    receiver = Receivers(queue, ()).of(url.parse(f"http://{destination}/"))
+    return Parcel(number, claimed, receiver, Request("http://a/", b"", [], 1.0, 1.0, 0.0), None)
 
 
 def test_each_destination_has_its_places_and_its_order() -> None:
-    places = Destinations(concurrency=2)
+    places = Destinations()
     assert [places.offer(parcel(n), 0.0) for n in range(4)] == [True, True, False, False]
     assert places.offer(parcel(9, "b"), 0.0)
     assert places.in_flight() == {"a": 2, "b": 1}
@@ -28,14 +33,14 @@ def test_each_destination_has_its_places_and_its_order() -> None:
 
 
 def test_a_destination_that_keeps_up_keeps_what_waits() -> None:
-    places = Destinations(concurrency=1, patience=1.0)
+    places = Destinations(patience=1.0)
     for number in range(50):
-        places.offer(parcel(number), 0.0)
+        places.offer(parcel(number, places=1), 0.0)
     assert places.excess(0.9) == []
 
 
 def test_a_slow_destination_gives_back_all_that_it_has_no_places_for() -> None:
-    places = Destinations(concurrency=2, patience=1.0, longest_delay=60.0)
+    places = Destinations(patience=1.0, longest_delay=60.0)
     for number in range(10):
         places.offer(parcel(number), 0.0)
     places.offer(parcel(99, "b"), 0.0)
@@ -50,7 +55,7 @@ def test_a_slow_destination_gives_back_all_that_it_has_no_places_for() -> None:
 
 
 def test_idle_destinations_are_forgotten() -> None:
-    places = Destinations(concurrency=1)
+    places = Destinations()
     for number in range(1000):
         assert places.offer(parcel(number, f"host-{number}"), 0.0)
         assert places.ended(f"host-{number}", 0.1) is None
@@ -59,7 +64,7 @@ def test_idle_destinations_are_forgotten() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["offer", "end", "excess", "take"])), max_size=80))
 def test_every_parcel_is_started_waiting_or_given_back(steps: list[tuple[str, str]]) -> None:
-    places = Destinations(concurrency=2, patience=1.0)
+    places = Destinations(patience=1.0)
     started: dict[str, list[Any]] = {"a": [], "b": []}
     given_back: list[Parcel] = []
     offered = ended = 0

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cbq_exporter.delivery.shaping import Shaped, Shaper, Unusable, webhook_id
+from cbq_exporter.config import RequestConfig
+from cbq_exporter.delivery.shaping import Item, Shaped, Shaper, Unusable, read, webhook_id
 from cbq_exporter.model import Claimed, DeadReason
 
 # As the existing software writes it (design: the contract with software that already exists).
@@ -28,9 +29,14 @@ def claimed(payload: bytes | dict[str, Any]) -> Claimed:
     return Claimed("lease", hashlib.sha1(raw).hexdigest(), raw, 0, 0, 0)
 
 
-def shape(payload: bytes | dict[str, Any], body: str = "data", **other: Any) -> Shaped | Unusable:
-    values: dict[str, Any] = {"headers": {}, "max_bytes": 1024 * 1024}
-    return Shaper(body=body, **(values | other)).shape(claimed(payload))
+def shape(
+    payload: bytes | dict[str, Any], body: str = "data", headers: dict[str, str] | None = None, max_bytes: int = 1 << 20
+) -> Shaped | Unusable:
+    callback = claimed(payload)
+    item = read(callback)
+    if isinstance(item, Unusable):
+        return item
+    return Shaper(RequestConfig(body=body, headers=headers or {}), max_bytes=max_bytes).shape(callback, item)
 
 
 def test_data_is_posted_byte_for_byte() -> None:
@@ -41,8 +47,10 @@ def test_data_is_posted_byte_for_byte() -> None:
     assert shaped.body == b'{"n": 12345678901234567890123456789, "x":1.0e2,"e":[ ]}'
     ours = shape(ITEM)
     assert isinstance(ours, Shaped)
-    assert ours.queued_at == 1764000000.123
-    assert ours.target.destination == "client.example"
+    item = read(claimed(ITEM))
+    assert isinstance(item, Item)
+    assert item.queued_at == 1764000000.123
+    assert item.target.destination == "client.example"
     assert json.loads(ours.body) == ITEM["data"]
 
 

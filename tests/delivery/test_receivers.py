@@ -1,0 +1,79 @@
+"""Which entry of ``destinations`` holds for a URL, and what it changes."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from cbq_exporter.config import DeliveryConfig, DestinationConfig, DestinationRetryConfig, QueueConfig, RetryConfig
+from cbq_exporter.delivery import url
+from cbq_exporter.delivery.receivers import Receivers
+
+QUEUE = QueueConfig(name="q", delivery=DeliveryConfig(timeout=9.0), retry=RetryConfig(max_attempts=7))
+ENTRIES = (
+    DestinationConfig(name="exact", match="Hooks.Example.com"),
+    DestinationConfig(name="port", match="hooks.example.com:8443"),
+    DestinationConfig(name="sub", match="*.example.com"),
+    DestinationConfig(name="path", match="https://api.example.org/v2/*"),
+    DestinationConfig(name="query", match="https://api.example.org/v3?*key=1*"),
+    DestinationConfig(name="origin", match="https://api.example.net"),
+    DestinationConfig(name="address", match="127.0.0.1"),
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("https://hooks.example.com/a", "exact"),
+        ("http://HOOKS.example.com", "exact"),
+        ("https://hooks.example.com:443/", "exact"),
+        ("https://hooks.example.com:8443/", "port"),
+        ("https://hooks.example.com:8444/", "hooks.example.com:8444"),
+        ("https://a.b.example.com/", "sub"),
+        ("https://example.com/", "example.com"),
+        ("https://hooks.example.com.evil.org/", "hooks.example.com.evil.org"),
+        ("https://evil.org/hooks.example.com", "evil.org"),
+        ("https://api.example.org/v2/x/y?z", "path"),
+        ("https://api.example.org:443/v2/", "path"),
+        ("http://api.example.org/v2/x", "api.example.org"),
+        ("https://api.example.org/v2", "api.example.org"),
+        ("https://api.example.org/v3?a=2&key=1", "query"),
+        ("https://api.example.org/v3#key=1", "api.example.org"),
+        ("https://api.example.net", "origin"),
+        ("https://api.example.net?a", "origin"),
+        ("https://api.example.net/x#y", "origin"),
+        ("https://api.example.net:444/", "api.example.net:444"),
+        ("http://0x7f.1/", "address"),
+    ],
+)
+def test_the_first_entry_that_fits_counts(given: str, name: str) -> None:
+    receivers = Receivers(QUEUE, ENTRIES)
+    for _ in range(2):  # the second time from memory
+        assert receivers.of(url.parse(given)).name == name
+    if not name.startswith(("path", "query", "origin")):
+        assert Receivers(QUEUE, ENTRIES[:3] + ENTRIES[6:]).of(url.parse(given)).name == name
+
+
+def test_an_entry_changes_what_it_names_and_leaves_the_rest_to_the_queue() -> None:
+    entry = DestinationConfig(
+        name="a",
+        match="a.example",
+        concurrency=3,
+        retry=DestinationRetryConfig(base=2.0, statuses={"409": "delivered"}),
+    )
+    receivers = Receivers(QUEUE, [entry])
+    own, other = receivers.of(url.parse("http://a.example/")), receivers.of(url.parse("http://b.example/"))
+    assert (own.concurrency, other.concurrency) == (3, 32)
+    assert (own.timeout, own.retry.max_attempts, own.retry.base) == (9.0, 7, 2.0)
+    assert own.retry.statuses == {"409": "delivered"}
+    assert other.retry.statuses == {}
+    assert own.shaper is other.shaper
+
+
+def test_no_url_takes_long_to_fit() -> None:
+    entry = DestinationConfig(name="a", match="https://a.example/" + "*a" * 500)
+    receivers = Receivers(QUEUE, [entry])
+    began = time.process_time()
+    assert receivers.of(url.parse("https://a.example/" + "a" * 8000 + "b")).name == "a.example"
+    assert time.process_time() - began < 0.5
