@@ -86,6 +86,7 @@ class OperationName(StrEnum):
     EXPIRE = "expire"  # of what a reset had moved, at the end of its keeping
     PAUSE_ALERTS = "pause_alerts"
     RESUME_ALERTS = "resume_alerts"
+    RELOAD = "reload"  # of the configuration, with something about the queue that is different
 
 
 class AlertAction(StrEnum):

@@ -21,7 +21,7 @@ from cbq_exporter.delivery.exchange import Exchange
 from cbq_exporter.delivery.receivers import Receivers
 from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
-from cbq_exporter.model import Actor, Mode, Result
+from cbq_exporter.model import Actor, Mode, OperationName, Result
 from cbq_exporter.policy.stuck import StuckRule
 from cbq_exporter.services.audit import Audit
 from cbq_exporter.services.dispatcher import Dispatcher
@@ -110,7 +110,7 @@ class Attendant:
         if self.config.mode is Mode.OBSERVE:
             return
         try:
-            await self._audit.record(self.name, actor, "reload", after=what, result=Result.DONE)
+            await self._audit.record(self.name, actor, OperationName.RELOAD, after=what, result=Result.DONE)
         except StoreError as error:
             log.warning("a reload is not in the audit", extra={"queue": self.name, "error": str(error)})
 
