@@ -345,6 +345,7 @@ _STATUS: dict[str, Any] = {
                         },
                     },
                     "last_send_at": _NUMBER,
+                    "memory_bytes": {**_COUNT, "description": "As last measured; null until then."},
                     "paused": {"type": ["boolean", "null"]},
                     "paused_destinations": _COUNT,
                     "alerts_paused": {"type": ["boolean", "null"]},

@@ -45,6 +45,7 @@ def _queue(view: QueueView) -> dict[str, Any]:
         "lock": _lock(view),
         "last_send_at": view.last_send_at,
         "source_stats": dict(view.source_stats),
+        "memory_bytes": view.memory,
         "paused": view.paused,
         "paused_destinations": view.paused_destinations,
         "alerts_paused": view.alerts_paused,

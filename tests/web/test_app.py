@@ -162,6 +162,7 @@ def test_the_status_document() -> None:
         },
         "last_send_at": AT - 0.25,
         "source_stats": {"queued": 1340, "sent": 100, "failed": 3},
+        "memory_bytes": 1_536_000,
         "paused": False,
         "paused_destinations": 2,
         "alerts_paused": True,
