@@ -18,6 +18,7 @@ from cbq_exporter.policy.alerts import Alert
 from cbq_exporter.services.alert_responder import STALE, AlertReport, AlertResponder, Received
 from cbq_exporter.services.audit import Audit
 from cbq_exporter.services.operations import Operation, Operations, Pause, PauseAlerts, ResumeAlerts
+from cbq_exporter.store import alerts as store_alerts
 from cbq_exporter.store.alerts import Alerts, AlertState
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.opening import Store, reader_of
@@ -305,6 +306,62 @@ def test_what_somebody_else_did_meanwhile_is_told(stage: Stage, monkeypatch: pyt
 
     monkeypatch.setattr(stage.desk.operations, "execute", late)
     assert stage.act() == {AlertState.CHANGED: 1}
+
+
+class Slow:
+    """Lets the operation of an alert wait, once it has begun, until ``go_on``."""
+
+    def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        recover = stage.desk.store.queues[QUEUE].recover_expired
+
+        async def late(most: int) -> Any:
+            self.begun.set()
+            await self.go_on.wait()
+            return await recover(most)
+
+        monkeypatch.setattr(store_alerts, "TURN", 0.3)
+        monkeypatch.setattr(stage.queue, "recover_expired", late)
+        assert stage.desk.operations._parts[QUEUE].queue is stage.queue
+
+
+def test_a_turn_lasts_as_long_as_its_action_and_nobody_else_begins(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(stage, monkeypatch)
+    stage.is_stuck(callback(1))
+    assert stage.receive(alert("Stuck")) == [AlertOutcome.ACCEPTED]
+
+    async def work() -> None:
+        acting = asyncio.create_task(stage.desk.responder.run_once())
+        await slow.begun.wait()
+        other = Desk(stage.connections, stage.config).responder
+        ends_monotonic = asyncio.get_running_loop().time() + 3 * store_alerts.TURN
+        while asyncio.get_running_loop().time() < ends_monotonic:
+            assert not (await other.run_once()).ended
+            await asyncio.sleep(0.02)
+        slow.go_on.set()
+        assert (await acting).ended == {AlertState.DONE: 1}
+
+    stage.do(work())
+    assert stage.audited() == ONCE
+
+
+def test_whoever_lost_its_turn_stops(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(stage, monkeypatch)
+    stage.is_stuck(callback(1))
+    assert stage.receive(alert("Stuck")) == [AlertOutcome.ACCEPTED]
+
+    async def work() -> None:
+        acting = asyncio.create_task(stage.desk.responder.run_once())
+        await slow.begun.wait()
+        stage.redis.set(stage.keys.alerts_turn, "somebody else's", ex=60)
+        assert not (await acting).ended
+
+    stage.do(work())
+    assert stage.holds("processing") == [callback(1)]
+    assert [result for _, _, result in stage.audited()] == ["started", "failed"]
+    assert stage.redis.zcard(stage.keys.alerts_open) == 1  # theirs
 
 
 def test_a_store_that_is_away_fails_the_rest_and_what_was_decided_stands(stage: Stage) -> None:
