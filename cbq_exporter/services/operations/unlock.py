@@ -37,7 +37,10 @@ async def plan(parts: Parts, operation: Unlock) -> Plan:
 async def execute(parts: Parts, operation: Unlock, plan: Plan, order: Order) -> Executed:
     lock = plan.lock
     assert isinstance(lock, LockLook)
-    if not await parts.healing.release_lock(lock, even_if_touched=operation.force):
+    now = None if operation.force else (await parts.inspection.contents()).lock
+    # Whoever agreed to free one that does not expire soon has not agreed to free one that does.
+    heals_itself = now is not None and is_healthy(now, parts.config.lock.stale.max_ttl)
+    if heals_itself or not await parts.healing.release_lock(lock, even_if_touched=operation.force):
         raise PreconditionChanged(
             f"nothing was changed: the lock is not as it was planned (held by {lock.shown}); look again with status"
         )

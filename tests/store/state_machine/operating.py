@@ -253,7 +253,9 @@ class Operating(ExistingSoftware, Healing):
         assert was is not None
         same = lock is not None and lock.value == was.value.decode()
         if same and lock is not None and not plan.operation.force:  # type: ignore[union-attr]
-            same = (lock.ttl is None) == (was.ttl is None) and (lock.ttl or 0) <= (was.ttl or 0) + 1
+            same = (
+                not lock.is_sane and (lock.ttl is None) == (was.ttl is None) and (lock.ttl or 0) <= (was.ttl or 0) + 1
+            )
         if self._execute(plan, "done" if same else "changed"):
             self.model.release_lock()
 
