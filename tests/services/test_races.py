@@ -397,8 +397,8 @@ class LockWatch:
             assert (before, self._lock[0]) == ((STALE, -1), None), f"{before} was deleted"
 
     def _aborts(self) -> float:
-        (sample,) = self._scene.instruments.lock_release_aborts.samples()
-        return sample.value
+        sample = self._scene.instruments.lock_release_aborts.sample()
+        return 0.0 if sample is None else sample.value
 
     def _look(self) -> tuple[bytes | None, int]:
         value, ttl = self._scene.redis.get(LOCK), self._scene.redis.ttl(LOCK)

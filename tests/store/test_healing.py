@@ -319,7 +319,7 @@ def test_what_we_claimed_between_the_look_and_the_script_is_left_alone(
     q.let_pass(AGE + 5)
     move = q.healing._move
 
-    async def claim_first(*arguments: Any) -> Recovery:
+    async def claim_first(*arguments: Any) -> list[int]:
         """The second goes back to pending, and comes to the same place under a lease of ours."""
         q.redis.lmove(q.keys.processing, q.keys.pending, "RIGHT", "RIGHT")
         await q.queue.keep_lock(30.0)
@@ -339,7 +339,7 @@ def test_what_was_seen_anew_between_the_look_and_the_script_is_young(
     q.let_pass(AGE + 5)
     move = q.healing._move
 
-    async def see_anew_first(*arguments: Any) -> Recovery:
+    async def see_anew_first(*arguments: Any) -> list[int]:
         """Another daemon saw it go, and come again."""
         q.let_pass(-AGE)
         return await move(*arguments)
@@ -357,7 +357,7 @@ def test_what_has_moved_between_the_look_and_the_script_waits_for_the_next(
     q.let_pass(AGE + 5)
     move = q.healing._move
 
-    async def acknowledge_first(*arguments: Any) -> Recovery:
+    async def acknowledge_first(*arguments: Any) -> list[int]:
         q.redis.lrem(q.keys.processing, 1, callback(1))
         return await move(*arguments)
 
