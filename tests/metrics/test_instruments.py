@@ -117,3 +117,37 @@ def test_threads_lose_no_event_and_keep_the_bound() -> None:
     ]
     assert sum(sample.value for sample in samples) == 8000
     assert len(samples) == 6
+
+
+def test_each_scrape_sees_what_has_happened_since_the_one_before() -> None:
+    instruments = Instruments(["a"])
+    queue = instruments.queue("a")
+    task = instruments.task("flush")
+
+    def seen() -> list[float | None]:
+        names = ["callbacks_delivered_total", "dispatch_leader", "recovery_ineffective_callbacks"]
+        names += ["delivery_lag_seconds_count", "delivery_lag_seconds_sum"]
+        found = [value(instruments, name, queue="a") for name in names]
+        return [*found, value(instruments, "task_runs_total", task="flush")]
+
+    assert seen() == [0, 0, None, 0, 0, 0]
+    queue.delivered.inc(2)
+    queue.leader.set(1)
+    queue.recovery_ineffective.set(3)
+    queue.lag.observe(0.5, 20)
+    task.runs.inc()
+    assert seen() == [2, 1, 3, 2, 20.5, 1]
+    queue.delivered.inc()
+    queue.leader.set(0)
+    queue.recovery_ineffective.set(None)
+    queue.lag.observe(1)
+    assert seen() == [3, 0, None, 3, 21.5, 1]
+    queue.lag.exemplify(20, {"webhook_id": "msg_1"}, 7.0)
+    queue.lag.exemplify(1, {"webhook_id": "msg_2"}, 7.0)
+    (lags,) = [metric for metric in instruments.registry.collect() if metric.name == "cbq_delivery_lag_seconds"]
+    assert [sample.labels["le"] for sample in lags.samples if sample.exemplar] == ["30.0"], "only of the slow one"
+    instruments.forget_queue("a")
+    instruments.forget_task("flush")
+    assert seen() == [None] * 6
+    instruments.queue("a").delivered.inc()
+    assert seen() == [1, 0, None, 0, 0, None], "one that comes again begins anew"
