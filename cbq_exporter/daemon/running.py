@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -58,6 +59,9 @@ async def _serve(application: Application) -> int:
     signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(application.ask_to_reload))
     try:
         await application.start()
+        # What is there now stays until the end: full collections need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         for line in application.welcome():
             sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
