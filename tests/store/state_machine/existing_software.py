@@ -16,7 +16,7 @@ LOCKS = {  # seconds
     "lock for too long": TOO_LONG_TTL,
     "lock for ever": None,
 }
-accidents = st.sampled_from((*LOCKS, "expire", "unlock"))
+accidents = st.sampled_from((*LOCKS, "expire", "prolong", "unlock"))
 failures = st.lists(st.integers(0, ATTEMPTS), max_size=3)
 ALL = 10_000  # commands
 
@@ -138,7 +138,7 @@ class ExistingSoftware(World):
         self.meddle(what)
 
     def meddle(self, what: str) -> None:
-        """``what`` is one of LOCKS, where it is free; ``expire``; or ``unlock``."""
+        """``what`` is one of LOCKS, where it is free; ``expire``, ``prolong`` or ``unlock``."""
         model = self.model
         if what == "unlock":
             self.redis.delete(KEYS.lock)
@@ -147,6 +147,10 @@ class ExistingSoftware(World):
             self.redis.expire(KEYS.lock, int(FOREIGN_TTL))
             if model.lock is not None:
                 model.lock.ttl = FOREIGN_TTL
+        elif what == "prolong":
+            if model.lock is not None and not model.lock.is_family:
+                model.lock.ttl = 2 * TOO_LONG_TTL
+                self.redis.expire(KEYS.lock, int(model.lock.ttl))
         elif model.lock is None:
             ttl = LOCKS[what]
             model.lock = Lock(f"worker_1763999999_{self.tick():04}", ttl)

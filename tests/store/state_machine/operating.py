@@ -26,7 +26,7 @@ from cbq_exporter.services.operations import (
     Unlock,
     name_of,
 )
-from tests.store.state_machine.existing_software import ExistingSoftware, accidents
+from tests.store.state_machine.existing_software import LOCKS, ExistingSoftware, accidents
 from tests.store.state_machine.healing import Healing
 from tests.store.state_machine.world import HOUR, KEYS, QUEUE, either, payloads
 
@@ -76,7 +76,12 @@ class Operating(ExistingSoftware, Healing):
     def a_person_resets(self, force: bool) -> None:
         self.carry_out(self.plan(Reset(QUEUE, force=force)))
 
-    @rule(force=yes_or_no, resets=yes_or_no, before=accidents, after=st.lists(accidents, min_size=1, max_size=2))
+    @rule(
+        force=st.sampled_from((False, False, True)),
+        resets=yes_or_no,
+        before=st.sampled_from((*LOCKS, "unlock")),
+        after=st.lists(accidents, min_size=1, max_size=2),
+    )
     def the_lock_changes_while_a_person_plans(self, force: bool, resets: bool, before: str, after: list[str]) -> None:
         self.meddle("unlock")
         self.meddle(before)
