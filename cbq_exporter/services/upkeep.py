@@ -46,7 +46,7 @@ class Upkeep:
 
     async def run_once(self) -> UpkeepReport:
         """One bounded round; raises StoreError."""
-        trimmed = await self._queue.trim_dead(self._dead_max_count, self._dead_max_age)
+        trimmed = await self._trim_dead()
         swept = await self._queue.sweep()
         old = await self._queue.store_now_ms() - _RETURNED_KEPT_MS
         forgotten = 0
@@ -64,8 +64,21 @@ class Upkeep:
             )
         return report
 
+    # What follows ends callbacks for good: that is audited, like every change.
+
+    async def _trim_dead(self) -> int:
+        count = await self._queue.dead_count()
+        oldest_ms = await self._queue.store_now_ms() - int(self._dead_max_age * 1000)
+        if count <= self._dead_max_count and not await self._queue.dead_before(oldest_ms, 1):
+            return 0
+        before, why = {"dead": count}, "dead.max_count or dead.max_age"
+        async with self._audit.audited(
+            self._name, _SCHEDULE, OperationName.PURGE_DEAD, reason=why, before=before
+        ) as after:
+            after["deleted"] = trimmed = await self._queue.trim_dead(self._dead_max_count, self._dead_max_age)
+        return trimmed
+
     async def _expire_trash(self) -> int:
-        """Callbacks end here for good: that is audited, like every change."""
         expired = await self._trash.expired()
         for trash_id in expired:
             async with self._audit.audited(

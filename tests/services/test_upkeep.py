@@ -31,6 +31,20 @@ def test_the_trash_is_emptied_at_the_end_of_its_keeping_and_not_before(server: S
         assert desk.redis.lrange(desk.keys.pending, 0, -1) == [callback(1)]
 
 
+def test_what_is_deleted_of_the_dead_letters_is_audited(server: Server) -> None:
+    with Operating(server) as desk:
+        trash = Trash(desk.store.connections, desk.keys)
+        upkeep = Upkeep(QUEUE, desk.queue, trash, desk.audit, dead_max_count=2, dead_max_age=3600.0)
+        now_ms = desk.do(desk.queue.store_now_ms())
+        desk.redis.zadd(desk.keys.dead, {"old": now_ms - 3_700_000, "a": now_ms})
+        assert desk.do(upkeep.run_once()).dead_trimmed == 1  # by age
+        desk.redis.zadd(desk.keys.dead, {"b": now_ms, "c": now_ms})
+        assert desk.do(upkeep.run_once()).dead_trimmed == 1  # by number
+        assert desk.do(upkeep.run_once()).dead_trimmed == 0
+        assert desk.story == [("purge_dead", "started"), ("purge_dead", "done")] * 2
+        assert (desk.entries[-1].before, desk.entries[-1].after) == ({"dead": 3}, {"deleted": 1})
+
+
 def test_old_entries_of_the_audit_go(server: Server) -> None:
     with Operating(server) as desk:
         trash = Trash(desk.store.connections, desk.keys)

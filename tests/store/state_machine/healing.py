@@ -184,9 +184,10 @@ class Healing(World):
         for name in expired:
             model.removed += model.trash.pop(name).callbacks
         model.orphans = set()
-        assert self.connections.audited == [(OperationName.EXPIRE, "started"), (OperationName.EXPIRE, "done")] * len(
-            expired
-        )
+        changes = [OperationName.PURGE_DEAD] * bool(surplus) + [OperationName.EXPIRE] * len(expired)
+        assert self.connections.audited == [
+            (operation, result) for operation in changes for result in ("started", "done")
+        ]
 
     @precondition(lambda self: self.model.orphans)
     @rule()
