@@ -4,10 +4,12 @@
     ├── ConfigError             1   the configuration is wrong; carries every problem found
     │   └── NeedsRestart        1   it is right, but something in it cannot change while the daemon runs
     ├── UsageError              2   the command line is wrong
+    ├── InvalidCallback         1   what a producer wants to enqueue is no callback; a ValueError too
     ├── RefusedError            3   a safety rule or the operator said no
     ├── StoreError              4   Redis cannot do its work now
     │   ├── StoreUnavailable    4   unreachable, loading, read-only, out of memory: try again later
     │   ├── StoreMisuse         4   a key of ours holds a foreign type, or a permission is missing
+    │   ├── EnqueueError        4   of what a producer gave, not all is in the queue for certain
     │   └── EmbeddedStoreError  4   the embedded server cannot be started or is somebody else's
     └── PreconditionChanged     5   what was planned no longer matches what is there
 
@@ -64,6 +66,10 @@ class UsageError(CbqError):
     exit_code = 2
 
 
+class InvalidCallback(CbqError, ValueError):
+    """No receiver could be sent this: nothing was enqueued, and trying again will not help."""
+
+
 class RefusedError(CbqError):
     """A safety rule refused, or the operator answered no.
 
@@ -97,6 +103,30 @@ class StoreUnavailable(StoreError):
 
 class StoreMisuse(StoreError):
     """Trying again will not help: a foreign type at one of our keys, or a missing permission."""
+
+
+class EnqueueError(StoreError):
+    """Of what a producer gave, not all is in the queue for certain.
+
+    The first ``enqueued`` callbacks are in it. Those ``in_doubt`` were sent, and no answer came: pushing the same bytes
+    again may have them delivered twice, both times under the same webhook-id. Those ``not_enqueued`` are not in it:
+    pushing them again is safe.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str,
+        enqueued: int = 0,
+        in_doubt: tuple[bytes, ...] = (),
+        not_enqueued: tuple[bytes, ...] = (),
+    ) -> None:
+        self.enqueued = enqueued
+        self.in_doubt = in_doubt
+        self.not_enqueued = not_enqueued
+        counts = ((enqueued, "enqueued"), (len(in_doubt), "in doubt"), (len(not_enqueued), "not enqueued"))
+        super().__init__(f"{message} ({', '.join(f'{n:,} {what}' for n, what in counts if n)})", kind=kind)
 
 
 class EmbeddedStoreError(StoreError):

@@ -1,0 +1,187 @@
+"""What a producer does to a queue, as the existing ones do it: RPUSH, and count. Blocking, and for an event loop.
+
+Plain commands in one round trip, no script: a producer's user needs ``rpush``, ``incrby`` and ``expire`` and nothing
+else. Nothing is ever sent a second time here: only the caller can know whether twice is better than never.
+
+Both classes raise EnqueueError, which tells what was answered for, what was sent and not answered, and what was not
+sent or was refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hiredis import pack_command as _pack
+from redis import ConnectionPool
+from redis import exceptions as driver
+from redis.asyncio import ConnectionPool as AsyncConnectionPool
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from cbq_exporter.config import redis_url
+from cbq_exporter.errors import EnqueueError
+from cbq_exporter.store.connections import translate
+from cbq_exporter.store.keys import STATS_TTL, QueueKeys
+
+# What is sent at once: small enough that a lost answer leaves few callbacks in doubt.
+_BATCH_ITEMS = 1000
+_BATCH_BYTES = 4 * 1024 * 1024
+
+
+class Producer:
+    """For threads, and for processes that fork: each command has a connection of its process to itself.
+
+    ``timeout`` is seconds, for connecting and again for each wait for the server.
+    """
+
+    def __init__(self, url: str, keys: QueueKeys, *, timeout: float) -> None:
+        self._keys = keys
+        self._shown_as = redis_url.redacted(url)
+        # Asked only for connections: the driver's client would decide when to send again.
+        self._pool = ConnectionPool.from_url(url, **_options(timeout), retry=Retry(NoBackoff(), 0))
+
+    def push(self, payloads: Sequence[bytes]) -> None:
+        for batch in _batches(payloads):
+            sent = False
+            try:
+                connection: Any = self._pool.get_connection()
+                try:
+                    sent = True
+                    connection.send_packed_command(_commands(self._keys, batch.payloads), check_health=False)
+                    answers = [_answer(connection) for _ in range(_COMMANDS)]
+                except BaseException:
+                    connection.disconnect()  # a late answer must not be taken for that of the next command
+                    raise
+                finally:
+                    self._pool.release(connection)
+            except (driver.RedisError, OSError) as error:
+                raise batch.failed(error, self._shown_as, in_doubt=sent) from error
+            batch.check(answers, self._shown_as)
+
+    def close(self) -> None:
+        self._pool.disconnect()
+
+
+class AsyncProducer:
+    """For one event loop; where another one is running than before, its connections are made anew."""
+
+    def __init__(self, url: str, keys: QueueKeys, *, timeout: float) -> None:
+        self._url = url
+        self._keys = keys
+        self._timeout = timeout
+        self._shown_as = redis_url.redacted(url)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._made: Any = None
+
+    async def push(self, payloads: Sequence[bytes]) -> None:
+        pool = self._pool()
+        for batch in _batches(payloads):
+            sent = False
+            try:
+                connection = await pool.get_connection()
+                try:
+                    sent = True
+                    await connection.send_packed_command(_commands(self._keys, batch.payloads), check_health=False)
+                    answers = [await _async_answer(connection) for _ in range(_COMMANDS)]
+                except BaseException:
+                    await connection.disconnect(nowait=True)
+                    raise
+                finally:
+                    await pool.release(connection)
+            except (driver.RedisError, OSError) as error:
+                raise batch.failed(error, self._shown_as, in_doubt=sent) from error
+            batch.check(answers, self._shown_as)
+
+    async def close(self) -> None:
+        if self._made is not None and self._loop is asyncio.get_running_loop():
+            await self._made.disconnect()
+
+    def _pool(self) -> Any:
+        running = asyncio.get_running_loop()
+        if self._loop is not running:
+            self._loop = running
+            self._made = AsyncConnectionPool.from_url(
+                self._url, **_options(self._timeout), retry=AsyncRetry(NoBackoff(), 0)
+            )
+        return self._made
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What is sent at once; ``before`` were accepted already, ``after`` come later."""
+
+    payloads: Sequence[bytes]
+    before: int
+    after: Sequence[bytes]
+
+    def failed(self, error: Exception, shown_as: str, *, in_doubt: bool) -> EnqueueError:
+        """``in_doubt``: they may be in the queue all the same."""
+        ours = translate(error, shown_as)
+        these = tuple(self.payloads)
+        return EnqueueError(
+            str(ours),
+            kind=ours.kind,
+            enqueued=self.before,
+            in_doubt=these if in_doubt else (),
+            not_enqueued=tuple(self.after) if in_doubt else (*these, *self.after),
+        )
+
+    def check(self, answers: Sequence[Any], shown_as: str) -> None:
+        """Only the first answer counts: what is wrong with a statistic does not undo what was accepted.
+
+        (A key of another type in the place of pending makes the statistic count too much; all else refuses both.)
+        """
+        if isinstance(answers[0], Exception):
+            raise self.failed(answers[0], shown_as, in_doubt=False) from answers[0]
+
+
+def _batches(payloads: Sequence[bytes]) -> Iterator[_Batch]:
+    first = size = 0
+    for place, payload in enumerate(payloads):
+        if place > first and (place - first >= _BATCH_ITEMS or size + len(payload) > _BATCH_BYTES):
+            yield _Batch(payloads[first:place], first, payloads[place:])
+            first, size = place, 0
+        size += len(payload)
+    if payloads:
+        yield _Batch(payloads[first:], first, ())
+
+
+_COMMANDS = 3
+
+
+def _commands(keys: QueueKeys, payloads: Sequence[bytes]) -> list[bytes]:
+    commands: tuple[Any, ...] = (
+        ("RPUSH", keys.pending, *payloads),
+        ("INCRBY", keys.stats_queued, len(payloads)),
+        ("EXPIRE", keys.stats_queued, STATS_TTL),
+    )
+    return [_pack(command) for command in commands]
+
+
+def _answer(connection: Any) -> Any:
+    """An exception in the place of what the server refused."""
+    try:
+        return connection.read_response()
+    except driver.ResponseError as error:
+        return error
+
+
+async def _async_answer(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except driver.ResponseError as error:
+        return error
+
+
+def _options(timeout: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "driver_info": None,
+        "protocol": 2,
+        "decode_responses": False,
+    }

@@ -1,0 +1,300 @@
+"""The producers' client: what it writes is what existing producers write, and nothing is ever sent a second time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from typing import Any
+
+import pytest
+
+from cbq_exporter.client import CallbackQueue, EnqueueError, InvalidCallback
+from tests.support.daemons import Daemon, queue, until
+from tests.support.fault_proxy import Action, Fault, FaultProxy
+from tests.support.queues import ExistingWorker
+from tests.support.receiver import Receiver
+from tests.support.servers import Server
+
+URL = "https://example.com/callback"
+PENDING, QUEUED = "callback_queue:pending", "callback_queue:stats:queued"
+
+Push = Callable[[CallbackQueue, Sequence[bytes]], None]
+
+
+def blocking(callbacks: CallbackQueue, payloads: Sequence[bytes]) -> None:
+    callbacks.push(payloads)
+
+
+def asynchronous(callbacks: CallbackQueue, payloads: Sequence[bytes]) -> None:
+    async def push() -> None:
+        async with callbacks:
+            await callbacks.apush(payloads)
+
+    asyncio.run(push())
+
+
+@pytest.fixture(params=[blocking, asynchronous])
+def push(request: pytest.FixtureRequest) -> Push:
+    way: Push = request.param
+    return way
+
+
+@pytest.fixture
+def callbacks(server: Server) -> Iterator[CallbackQueue]:
+    with CallbackQueue(server.url) as made:
+        yield made
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[FaultProxy]:
+    with FaultProxy(server.socket) as between:
+        yield between
+
+
+def items(server: Server) -> list[bytes]:
+    redis: Any = server.client
+    return list(redis.lrange(PENDING, 0, -1))
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+
+def test_an_item_is_what_existing_producers_write(server: Server, callbacks: CallbackQueue) -> None:
+    before = time.time()
+    written = callbacks.enqueue(URL, {"answer": 42, "text": "完成 \ud83d"}, prompt="一只猫", batch=7)
+    assert items(server) == [written]
+    item = json.loads(written)
+    assert before <= item.pop("_queued_at") <= time.time()
+    assert len(item.pop("task_id")) == 36
+    assert item == {
+        "url": URL,
+        "status": "success",
+        "data": {"answer": 42, "text": "完成 \ud83d"},
+        "prompt": "一只猫",
+        "created_at": None,
+        "batch": 7,
+    }
+    assert server.client.get(QUEUED) == b"1"
+    assert 86_000 < int(server.client.ttl(QUEUED)) <= 86_400
+
+
+def test_an_existing_worker_can_acknowledge_it(server: Server, callbacks: CallbackQueue) -> None:
+    """It removes what it gets by reading the item and writing it again."""
+    callbacks.enqueue(URL, {"é": [1.0, 1e300, 10**30, None], "b": {}}, task_id="7", status="failed")
+    worker = ExistingWorker(server.client)
+    (taken,) = worker.take()
+    assert worker.finish(json.dumps(json.loads(taken)).encode()) == 1
+
+
+def test_fields_take_the_place_of_the_usual_ones(callbacks: CallbackQueue) -> None:
+    item = json.loads(callbacks.write(URL, None, task_id="mine", status="failed", _queued_at=1764000000.5))
+    assert (item["task_id"], item["status"], item["_queued_at"], item["data"]) == ("mine", "failed", 1764000000.5, None)
+
+
+def test_many_go_in_few_round_trips_and_keep_their_order(server: Server, push: Push, callbacks: CallbackQueue) -> None:
+    payloads = [callbacks.write(URL, number) for number in range(2500)]
+    server.client.config_resetstat()
+    push(callbacks, payloads)
+    assert items(server) == payloads
+    assert server.client.get(QUEUED) == b"2500"
+    redis: Any = server.client
+    assert redis.info("commandstats")["cmdstat_rpush"]["calls"] == 3
+
+
+def test_many_are_checked_before_the_first_is_sent(server: Server, callbacks: CallbackQueue) -> None:
+    with pytest.raises(InvalidCallback, match=r"^callback 1: the URL is relative"):
+        callbacks.enqueue_many([{"url": URL, "data": 1}, {"url": "example.com", "data": 2}])
+    with pytest.raises(InvalidCallback, match=r"^callback 0: .*'data'"):
+        asyncio.run(callbacks.aenqueue_many([{"url": URL}]))
+    assert items(server) == []
+    written = callbacks.enqueue_many({"url": URL, "data": number, "task_id": str(number)} for number in range(3))
+    assert items(server) == written
+
+
+@pytest.mark.parametrize(
+    ("url", "data", "why"),
+    [
+        ("", 1, "empty"),
+        ("ftp://example.com/", 1, "scheme"),
+        ("https://user:secret@example.com/", 1, "credentials"),
+        (URL, float("nan"), "JSON"),
+        (URL, date(2026, 1, 1), "date is not JSON"),
+        (URL, {("a", "b"): 1}, "JSON"),
+        (URL, "x" * 9_000_000, "9,000,.* bytes"),
+        (URL, json.loads("[" * 100 + "]" * 100), "nested deeper"),
+    ],
+)
+def test_what_no_receiver_could_be_sent_is_refused_at_once(
+    server: Server, callbacks: CallbackQueue, url: str, data: Any, why: str
+) -> None:
+    with pytest.raises(InvalidCallback, match=why) as refused:
+        callbacks.enqueue(url, data)
+    assert isinstance(refused.value, ValueError)
+    assert "secret" not in str(refused.value)
+    assert not server.client.exists(PENDING, QUEUED)
+
+
+def test_values_that_json_does_not_know_are_the_callers_to_write(server: Server) -> None:
+    with CallbackQueue(server.url, default=str) as callbacks:
+        assert json.loads(callbacks.write(URL, date(2026, 1, 2)))["data"] == "2026-01-02"
+
+
+def test_other_keys(server: Server) -> None:
+    with CallbackQueue(server.url, prefix="{a}:q", pending="jobs", stats="counts") as callbacks:
+        callbacks.enqueue(URL, 1)
+    assert sorted(server.client.keys("*")) == [b"counts:queued", b"jobs"]
+
+
+def test_a_url_that_is_none_is_refused_without_quoting_it() -> None:
+    with pytest.raises(ValueError, match="sentinel") as refused:
+        CallbackQueue("redis+sentinel://:secret@host/0")
+    assert "secret" not in str(refused.value)
+
+
+# --- what the caller is told ---------------------------------------------------------------------
+
+
+def test_a_lost_answer_leaves_it_in_doubt_and_it_is_sent_once(server: Server, proxy: FaultProxy, push: Push) -> None:
+    proxy.plan(Fault(Action.DROP_REPLY, containing=b"RPUSH"))
+    callbacks = CallbackQueue(proxy.url)
+    payload = callbacks.write(URL, 1)
+    with pytest.raises(EnqueueError) as told:
+        push(callbacks, [payload])
+    assert (told.value.enqueued, told.value.in_doubt, told.value.not_enqueued) == (0, (payload,), ())
+    assert items(server) == [payload]
+    push(callbacks, [callbacks.write(URL, 2)])  # by a new connection
+    assert len(items(server)) == 2
+    callbacks.close()
+
+
+def test_a_server_that_hangs_is_waited_for_once(proxy: FaultProxy, server: Server, push: Push) -> None:
+    proxy.plan(Fault(Action.BLACK_HOLE, containing=b"RPUSH"))
+    callbacks = CallbackQueue(proxy.url, timeout=0.3)
+    began = time.monotonic()
+    with pytest.raises(EnqueueError, match=r"does not answer in time.*\(1 in doubt\)") as told:
+        push(callbacks, [callbacks.write(URL, 1)])
+    assert 0.25 < time.monotonic() - began < 2
+    assert told.value.kind == "timeout"
+    assert proxy.struck == 1
+    assert items(server) == []
+    callbacks.close()
+
+
+def test_of_many_it_is_told_which(server: Server, proxy: FaultProxy, push: Push) -> None:
+    proxy.plan(Fault(Action.DROP_REPLY, containing=b"RPUSH", skip=1))
+    callbacks = CallbackQueue(proxy.url)
+    payloads = [callbacks.write(URL, number) for number in range(2500)]
+    with pytest.raises(EnqueueError, match=r"\(1,000 enqueued, 1,000 in doubt, 500 not enqueued\)") as told:
+        push(callbacks, payloads)
+    assert told.value.enqueued == 1000
+    assert [*told.value.in_doubt, *told.value.not_enqueued] == payloads[1000:]
+    push(callbacks, told.value.not_enqueued)
+    assert items(server) == payloads
+    callbacks.close()
+
+
+def test_what_was_never_sent_is_safe_to_push_again(push: Push) -> None:
+    callbacks = CallbackQueue("unix:///nowhere/s.sock")
+    with pytest.raises(EnqueueError, match=r"cannot be reached.*\(1 not enqueued\)") as told:
+        push(callbacks, [callbacks.write(URL, 1)])
+    assert told.value.in_doubt == ()
+
+
+def test_what_the_server_refused_is_not_in_doubt(server: Server, push: Push) -> None:
+    server.client.set(PENDING, "no list")
+    callbacks = CallbackQueue(server.url)
+    payload = callbacks.write(URL, 1)
+    with pytest.raises(EnqueueError, match="another type") as told:
+        push(callbacks, [payload])
+    assert (told.value.kind, told.value.not_enqueued) == ("wrongtype", (payload,))
+    server.client.delete(PENDING, QUEUED)
+    server.client.rpush(QUEUED, "no number")
+    push(callbacks, [payload])  # what is wrong with a statistic does not undo what was accepted
+    assert items(server) == [payload]
+    callbacks.close()
+
+
+def test_a_connection_that_the_server_closed_is_replaced(server: Server, callbacks: CallbackQueue) -> None:
+    async def twice() -> None:
+        async with callbacks:
+            await callbacks.aenqueue(URL, 1)
+            await asyncio.to_thread(drop_clients, server)  # meanwhile the loop sees it
+            await callbacks.aenqueue(URL, 2)
+
+    asyncio.run(twice())
+    callbacks.enqueue(URL, 3)
+    drop_clients(server)
+    callbacks.enqueue(URL, 4)
+    assert [json.loads(item)["data"] for item in items(server)] == [1, 2, 3, 4]
+
+
+def drop_clients(server: Server) -> None:
+    redis: Any = server.client
+    redis.client_kill_filter(_type="normal", skipme=True)
+
+
+# --- threads, processes, event loops, permissions ------------------------------------------------
+
+
+def test_threads_and_forked_processes_share_one(server: Server, callbacks: CallbackQueue) -> None:
+    def some() -> None:
+        for number in range(50):
+            callbacks.enqueue(URL, number)
+
+    threads = [threading.Thread(target=some) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    redis: Any = server.client
+    assert len(redis.client_list()) <= 9
+    child = os.fork()
+    if child == 0:
+        try:
+            some()
+        finally:
+            os._exit(0)
+    some()
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(items(server)) == 8 * 50 + 50 + 50
+
+
+def test_one_event_loop_after_another(server: Server, callbacks: CallbackQueue) -> None:
+    for number in range(3):
+        asynchronous(callbacks, [callbacks.write(URL, number)])
+    assert len(items(server)) == 3
+    redis: Any = server.client
+    until(lambda: len(redis.client_list()) == 1)
+
+
+def test_a_producer_needs_three_permissions(server: Server, push: Push) -> None:
+    redis: Any = server.client
+    redis.execute_command("ACL", "SETUSER", "producer", "reset", "on", ">pw", "~callback_queue:*")
+    redis.execute_command("ACL", "SETUSER", "producer", "+rpush", "+incrby", "+expire")
+    try:
+        callbacks = CallbackQueue(f"unix://producer:pw@{server.socket}")
+        push(callbacks, [callbacks.write(URL, 1)])
+        callbacks.close()
+    finally:
+        redis.execute_command("ACL", "DELUSER", "producer")
+    assert len(items(server)) == 1
+
+
+# --- to the receiver -----------------------------------------------------------------------------
+
+
+def test_pushed_twice_it_has_one_webhook_id(server: Server, callbacks: CallbackQueue) -> None:
+    """What an outbox relies on."""
+    with Receiver() as receiver, Daemon(server.url, queue(batch={"max_delay": "0s"})):
+        payload = callbacks.write(receiver.url("/1"), {"answer": 42})
+        callbacks.push([payload])
+        callbacks.push([payload])
+        until(lambda: len(receiver.requests) == 2)
+        first, second = receiver.requests
+        assert first.body == second.body == b'{"answer": 42}'
+        assert first.headers["webhook-id"] == second.headers["webhook-id"]
