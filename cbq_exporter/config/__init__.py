@@ -8,6 +8,7 @@ from cbq_exporter.config.delivery import (
     DestinationRetryConfig,
     EgressConfig,
     PerDestinationConfig,
+    ProxyConfig,
     RendererBody,
     RequestConfig,
     RetryConfig,
@@ -15,7 +16,7 @@ from cbq_exporter.config.delivery import (
     TemplateBody,
     TlsConfig,
 )
-from cbq_exporter.config.loading import Loaded, load
+from cbq_exporter.config.loading import Loaded, from_mapping, load
 from cbq_exporter.config.models import (
     AlertAuthConfig,
     AlertRouteConfig,
@@ -55,6 +56,7 @@ __all__ = [
     "LockConfig",
     "LogConfig",
     "PerDestinationConfig",
+    "ProxyConfig",
     "QueueConfig",
     "RecoveryConfig",
     "RedisConfig",
@@ -68,6 +70,7 @@ __all__ = [
     "TlsConfig",
     "WebConfig",
     "check",
+    "from_mapping",
     "load",
     "warnings",
 ]

@@ -87,6 +87,11 @@ class RequestConfig(Section):
     headers: dict[Annotated[str, kinds.header_name()], Annotated[str, kinds.header_value()]] = Field(
         default_factory=dict, repr=False, description="Headers added to every request, name: value."
     )
+    gzip_from: Annotated[int, kinds.size(0, GIB)] | None = Field(
+        None,
+        description="Bodies of this size or more are sent with content-encoding: gzip. A signature is of the body "
+        "before that. Null: none.",
+    )
 
 
 class EgressConfig(Section):
@@ -94,6 +99,24 @@ class EgressConfig(Section):
 
     allow: tuple[Annotated[IPv4Network | IPv6Network, kinds.network()], ...] = Field(
         (), description="Networks of private receivers that may be reached, such as [10.20.0.0/16]."
+    )
+    ports: tuple[Annotated[int, kinds.whole(1, 65_535)], ...] | None = Field(
+        None, description="The only ports that requests may go to, such as [80, 443, 8443]. Null: all."
+    )
+
+
+class ProxyConfig(Section):
+    """An HTTP proxy that every request of the queue goes through, by CONNECT, http and https alike.
+
+    The proxy looks up names and connects: egress judges only ports, addresses that stand in a URL, and names that
+    cannot be public (localhost, *.local, *.internal, names without a dot). What names lead to, the proxy has to judge.
+    """
+
+    url: Annotated[str, kinds.proxy()] = Field(
+        examples=["http://proxy.example:3128"], description="The proxy, http or https, without credentials."
+    )
+    credentials_file: Annotated[Path, kinds.path()] | None = Field(
+        None, description="A file with user:password for the proxy (Basic authentication). Null: none."
     )
 
 
@@ -173,6 +196,9 @@ class DeliveryConfig(Section):
     per_destination: PerDestinationConfig = PerDestinationConfig()
     request: RequestConfig = RequestConfig()
     egress: EgressConfig = EgressConfig()
+    proxy: ProxyConfig | None = Field(
+        None, description="An HTTP proxy in front. Null: none, whatever the environment says."
+    )
     signing: SigningConfig | None = Field(None, description="Signatures. Not available yet: leave it null.")
     breaker: BreakerConfig | None = Field(None, description="A circuit breaker. Not available yet: leave it null.")
     coalesce: CoalesceConfig | None = Field(

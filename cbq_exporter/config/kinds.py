@@ -44,6 +44,8 @@ _LISTEN = r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([^\[\]:/@\s]*)):([0-9]{1,5})"
 
 _RECEIVER = r"(?:(?:https?://)?[A-Za-z0-9*._:\[\]-]{1,255}|https?://[A-Za-z0-9*._:\[\]-]{1,255}/[!-~]{0,2000})"
 
+_PROXY = r"https?://(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})/?"
+
 _RESERVED_HEADERS = frozenset({"connection", "content-length", "host", "transfer-encoding"})
 
 
@@ -297,6 +299,22 @@ def receiver() -> Kind:
         "a host such as hooks.example.com or *.example.com:8443, or a URL such as https://example.com/v2/*",
         parse,
         {"type": "string", "pattern": f"^{_plain(_RECEIVER)}$"},
+    )
+
+
+def proxy() -> Kind:
+    """The URL of an HTTP proxy: scheme, host and port, nothing else. What is wrong is told without quoting it."""
+
+    def parse(value: object, written: bool) -> str:
+        match = re.fullmatch(_PROXY, value) if isinstance(value, str) else None
+        if match is None or not 1 <= int(match[1]) <= 65535:
+            raise Wrong
+        return str(value).rstrip("/")
+
+    return Kind(
+        "the URL of an HTTP proxy with its port and without credentials, such as http://proxy.example:3128",
+        parse,
+        {"type": "string", "pattern": f"^{_plain(_PROXY)}$"},
     )
 
 

@@ -15,9 +15,10 @@ from cbq_exporter.config import DestinationConfig, QueueConfig
 from cbq_exporter.daemon.arrivals import Arrivals
 from cbq_exporter.daemon.loops import Loops
 from cbq_exporter.daemon.schedule import Schedule
-from cbq_exporter.delivery.egress import EgressPolicy
+from cbq_exporter.delivery.egress import policy_of
 from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange
+from cbq_exporter.delivery.proxying import open_proxy
 from cbq_exporter.delivery.receivers import Receivers
 from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
@@ -221,10 +222,11 @@ def _recover_once(recoverer: Recoverer, dispatcher: Dispatcher | None) -> Callab
 def _engine_maker(config: QueueConfig, clock: Clock) -> Callable[[Callable[[list[Exchange]], None]], Engine]:
     delivery = config.delivery
     loop = asyncio.get_running_loop()
+    proxy = open_proxy(delivery.proxy, f"queues[{config.name}].delivery.proxy")
 
     def make(on_done: Callable[[list[Exchange]], None]) -> Engine:
         return Engine(
-            egress=EgressPolicy(tuple(delivery.egress.allow)),
+            egress=policy_of(delivery.egress),
             on_done=on_done,
             loop=loop,
             clock=clock,
@@ -233,6 +235,7 @@ def _engine_maker(config: QueueConfig, clock: Clock) -> Callable[[Callable[[list
             user_agent=delivery.user_agent or f"cbq-exporter/{__version__}",
             max_connections=delivery.concurrency,
             own_process=delivery.own_process,
+            proxy=proxy,
         )
 
     return make

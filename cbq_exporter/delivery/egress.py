@@ -1,4 +1,8 @@
-"""Which addresses may be connected to. A pure decision; the engine asks it just before each connect."""
+"""Which addresses may be connected to. A pure decision; the engine asks it just before each connect.
+
+So names are judged by what they lead to at that moment. Behind a proxy the addresses are not seen here: then the
+target is judged as it is written, before it is handed over (``verdict_on_target``).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
+
+from cbq_exporter.config import EgressConfig
 
 Network = IPv4Network | IPv6Network
 _Address = IPv4Address | IPv6Address
@@ -68,6 +74,10 @@ _REFUSED_V6 = _table(
     ("fec0::/10", "a site-local address"),
     ("ff00::/8", "a multicast address"),
 )
+# Ends of names that lead nowhere in public: RFC 6761, 6762 (with its appendix G), 8375, and ICANN's .internal.
+_NEVER_PUBLIC = frozenset(
+    ("localhost", "localdomain", "local", "internal", "intranet", "private", "corp", "home", "lan", "home.arpa")
+)
 _GLOBAL_UNICAST_V6 = IPv6Network("2000::/3")
 
 _LOW_96 = _table(
@@ -82,10 +92,11 @@ class EgressPolicy:
     """Refuses every address that is not globally routable, unless a network of ``allow`` contains it.
 
     An IPv6 address that carries an IPv4 one (mapped, NAT64, 6to4, Teredo …) is judged as both; an IPv4
-    network in ``allow`` covers the mapped form of its addresses.
+    network in ``allow`` covers the mapped form of its addresses. ``ports`` are the only ones allowed; None: all.
     """
 
     allow: tuple[Network, ...] = ()
+    ports: frozenset[int] | None = None
     _known: dict[str, str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def verdict(self, address: str) -> str | None:
@@ -99,6 +110,27 @@ class EgressPolicy:
             self._known.clear()
         self._known[address] = reason
         return reason
+
+    def verdict_on_port(self, port: int) -> str | None:
+        if self.ports is None or port in self.ports:
+            return None
+        return f"port {port} is none of {', '.join(map(str, sorted(self.ports)))}"
+
+    def verdict_on_target(self, host: str, port: int) -> str | None:
+        """Like ``verdict``, of a host as ``url.parse`` gives it: an address, or a name that only a proxy looks up."""
+        reason = self.verdict_on_port(port)
+        if reason is not None:
+            return reason
+        try:
+            ip_address(host)
+        except ValueError:
+            name = host.rstrip(".").lower()
+            if "." not in name:
+                return f"{name} is a name without a domain"
+            if any(name.endswith(f".{end}") for end in _NEVER_PUBLIC):
+                return f"{name} is a private name"
+            return None
+        return self.verdict(host)
 
     def _judge(self, text: str) -> str | None:
         try:
@@ -123,6 +155,10 @@ class EgressPolicy:
         # A mapped address is only another way to write the IPv4 one: the same socket reaches it.
         mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
         return any(address in network or (mapped is not None and mapped in network) for network in self.allow)
+
+
+def policy_of(config: EgressConfig) -> EgressPolicy:
+    return EgressPolicy(config.allow, None if config.ports is None else frozenset(config.ports))
 
 
 def _label(address: _Address) -> str | None:

@@ -18,6 +18,7 @@ from cbq_exporter.delivery.egress import EgressPolicy
 from cbq_exporter.delivery.exchange import Exchange, Request, cancelled
 from cbq_exporter.delivery.own_process import OwnProcess
 from cbq_exporter.delivery.own_thread import OwnThread
+from cbq_exporter.delivery.proxying import Proxy
 from cbq_exporter.delivery.slot import SAMPLE_BYTES, SendingOptions
 
 __all__ = ["SAMPLE_BYTES", "Engine", "Exchange", "Request", "default_ca_file"]
@@ -41,9 +42,12 @@ class Engine:
         user_agent: str = "cbq-exporter",
         max_connections: int = 256,
         own_process: bool = False,
+        proxy: Proxy | None = None,
     ) -> None:
         options = SendingOptions(
             allow=tuple(map(str, egress.allow)),
+            ports=None if egress.ports is None else tuple(egress.ports),
+            proxy=proxy,
             max_response_bytes=max_response_bytes,
             ca_file=ca_file or default_ca_file(),
             user_agent=user_agent,

@@ -16,7 +16,8 @@ class Request(msgspec.Struct, eq=False, array_like=True):
     """One POST. ``timeout`` and ``connect_timeout`` are seconds.
 
     ``not_after`` is a reading of ``Clock.monotonic``: past it the request is not started any more.
-    ``url`` comes from ``url.parse``; ``headers`` are whole lines, ``name: value``.
+    ``url`` comes from ``url.parse``; ``headers`` are whole lines, ``name: value``. With ``gzip`` the body goes out
+    compressed, unless its headers say how it is encoded already.
     """
 
     url: str
@@ -26,6 +27,7 @@ class Request(msgspec.Struct, eq=False, array_like=True):
     connect_timeout: float
     not_after: float
     tag: Any = None
+    gzip: bool = False
 
 
 class Exchange(msgspec.Struct, gc=False, array_like=True):
@@ -44,6 +46,10 @@ class Exchange(msgspec.Struct, gc=False, array_like=True):
     detail: str = ""
     duration: float = 0.0
     never_left: bool = False
+
+
+def blocked(request: Request, reason: str) -> Exchange:
+    return _unsent(request, FailureKind.BLOCKED, f"blocked: {reason}")
 
 
 def cancelled(request: Request) -> Exchange:

@@ -103,6 +103,7 @@ class OwnProcess:
                     request.connect_timeout,
                     request.not_after,
                     self._number,
+                    request.gzip,
                 )
             )
         self._write(frame(REQUESTS, rows))

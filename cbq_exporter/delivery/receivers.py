@@ -15,11 +15,15 @@ from cbq_exporter.config import (
     SigningConfig,
     TlsConfig,
 )
+from cbq_exporter.config.matching import Match
 from cbq_exporter.delivery.shaping import Shaper
 from cbq_exporter.delivery.url import Target
 from cbq_exporter.policy.retry import RetryRule
 
-_REMEMBERED = 10_000  # URLs or hosts
+_REMEMBERED = 20_000  # hosts, and URLs where hosts do not decide
+_LONGEST_REMEMBERED = 256  # characters of a URL: there may be one a callback
+_AFTER_HOST = re.compile(r"[/?#]")
+_ANY = Match.read("*")
 
 T = TypeVar("T")
 
@@ -28,7 +32,7 @@ T = TypeVar("T")
 class Receiver:
     """What holds for a callback. ``name`` is the entry's, or the host where there is none.
 
-    Times are seconds, ``rate`` is requests a second, ``bandwidth`` bits a second.
+    Times are seconds, ``rate`` is requests a second, ``bandwidth`` bits a second, ``gzip_from`` bytes.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Receiver:
     timeout: float
     connect_timeout: float
     shaper: Shaper
+    gzip_from: int | None
     retry: RetryRule
     signing: SigningConfig | None
     breaker: BreakerConfig | None
@@ -52,53 +57,50 @@ class Receivers:
     def __init__(self, queue: QueueConfig, destinations: Sequence[DestinationConfig]) -> None:
         self._usual = _usual(queue)
         self._entries = [
-            (_fits(entry.match), _own(entry, self._usual, queue.delivery.max_request_bytes)) for entry in destinations
+            (Match.read(entry.match), _own(entry, self._usual, queue.delivery.max_request_bytes))
+            for entry in destinations
         ]
-        self._by_url = any("://" in entry.match for entry in destinations)
-        self._known: dict[str, Receiver] = {}
+        self._by_host: dict[str, Receiver] = {}  # where the host decides
+        self._candidates: dict[str, list[tuple[Match, Receiver]]] = {}  # where it does not: what may hold, by host
+        self._by_url: dict[str, Receiver] = {}  # then
 
     def of(self, target: Target) -> Receiver:
-        key = target.url if self._by_url else target.destination
-        known = self._known.get(key)
-        if known is not None:
-            return known
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()
-        self._known[key] = found = self._find(target)
-        return found
+        known = self._by_host.get(target.destination)
+        if known is None:
+            known = self._by_url.get(target.url)
+        return known if known is not None else self._find(target)
 
     def _find(self, target: Target) -> Receiver:
-        whole = _whole(target)
-        for (pattern, of_host), receiver in self._entries:
-            if pattern.fullmatch(target.destination if of_host else whole):
-                return receiver
-        return replace(self._usual, name=target.destination)
+        host = target.destination
+        candidates = self._candidates.get(host)
+        if candidates is None:
+            candidates = [(match, receiver) for match, receiver in self._entries if match.host.fits(host)]
+            if not candidates or candidates[0][0].is_of_host:
+                return self._remember(self._by_host, host, candidates[0][1] if candidates else self._unnamed(host))
+            candidates.append((_ANY, self._unnamed(host)))
+            self._remember(self._candidates, host, candidates)
+        path = _path(target)
+        found = next(receiver for match, receiver in candidates if match.fits(target.scheme, path))
+        if len(target.url) <= _LONGEST_REMEMBERED:
+            self._remember(self._by_url, target.url, found)
+        return found
+
+    def _unnamed(self, host: str) -> Receiver:
+        return replace(self._usual, name=host)
+
+    @staticmethod
+    def _remember(known: dict[str, T], key: str, what: T) -> T:
+        if len(known) >= _REMEMBERED:
+            known.clear()
+        known[key] = what
+        return what
 
 
-def _whole(target: Target) -> str:
-    """The URL in one way of writing: the port only where it is not the scheme's own, no fragment."""
-    begin = target.url.index("://") + 3
-    rest = re.search(r"[/?#]", target.url[begin:])
-    path = target.url[begin + rest.start() :].partition("#")[0] if rest else ""
-    return f"{target.scheme}://{target.destination}{path if path.startswith('/') else f'/{path}'}"
-
-
-def _fits(match: str) -> tuple[re.Pattern[str], bool]:
-    """The pattern, and whether it is about the host alone.
-
-    What stands between two stars is looked for once, from the left (an atomic group): no URL takes long.
-    """
-    _, mark, rest = match.rpartition("://")
-    of_host = not mark
-    if mark and "/" not in rest:
-        match = f"{match}/*"
-    first, *others = match.split("*")
-    pattern = re.escape(first)
-    for piece in others[:-1]:
-        pattern += f"(?>.*?{re.escape(piece)})"
-    if others:
-        pattern += f".*{re.escape(others[-1])}"
-    return re.compile(pattern, re.DOTALL), of_host
+def _path(target: Target) -> str:
+    """Path and query in one way of writing, without the fragment."""
+    rest = _AFTER_HOST.search(target.url, target.url.index("://") + 3)
+    path = target.url[rest.start() :].partition("#")[0] if rest else ""
+    return path if path.startswith("/") else f"/{path}"
 
 
 def _usual(queue: QueueConfig) -> Receiver:
@@ -113,6 +115,7 @@ def _usual(queue: QueueConfig) -> Receiver:
         timeout=delivery.timeout,
         connect_timeout=delivery.connect_timeout,
         shaper=Shaper(delivery.request, max_bytes=delivery.max_request_bytes),
+        gzip_from=delivery.request.gzip_from,
         retry=RetryRule(again.max_attempts, again.max_age, again.base, again.cap, again.retry_after_cap),
         signing=delivery.signing,
         breaker=delivery.breaker,
@@ -132,6 +135,7 @@ def _own(entry: DestinationConfig, usual: Receiver, max_bytes: int) -> Receiver:
         timeout=_either(entry.timeout, usual.timeout),
         connect_timeout=_either(entry.connect_timeout, usual.connect_timeout),
         shaper=usual.shaper if entry.request is None else Shaper(entry.request, max_bytes=max_bytes),
+        gzip_from=usual.gzip_from if entry.request is None else entry.request.gzip_from,
         retry=RetryRule(
             _either(again.max_attempts, usual.retry.max_attempts),
             _either(again.max_age, usual.retry.max_age),

@@ -21,12 +21,13 @@ from typing import Any, Protocol
 import pycurl
 
 from cbq_exporter.clock import Clock
-from cbq_exporter.delivery.exchange import Exchange, Request, cancelled, expired, not_sendable, one_line
+from cbq_exporter.delivery.exchange import Exchange, Request, blocked, cancelled, expired, not_sendable, one_line
 from cbq_exporter.delivery.slot import Slot, Surroundings
 from cbq_exporter.model import FailureKind
 
 log = logging.getLogger(__name__)
 
+_STREAMS = 100  # of one HTTP/2 connection; a receiver may allow fewer
 _RESOLVING_TICK = 0.002
 _SAFETY_TICK = 1.0  # while something is in flight: a lost wake-up costs at most this
 
@@ -134,6 +135,11 @@ class Transfers:
             if request.not_after < now:
                 self._free.append(slot)
                 return expired(request)
+            if self._around.proxy is not None:
+                reason = self._around.refusal(request.url)
+                if reason is not None:
+                    self._free.append(slot)
+                    return blocked(request, reason)
             slot.load(request)
             self._multi.add_handle(slot.curl)
         except Exception as trouble:
@@ -198,4 +204,6 @@ class Transfers:
     def _new_multi(self) -> Any:
         multi = pycurl.CurlMulti()
         multi.setopt(pycurl.M_MAXCONNECTS, self._max_connections)
+        multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_MULTIPLEX)
+        multi.setopt(pycurl.M_MAX_CONCURRENT_STREAMS, _STREAMS)
         return multi

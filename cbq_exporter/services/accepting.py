@@ -57,6 +57,7 @@ class Acceptor:
                 receiver.timeout,
                 receiver.connect_timeout,
                 not_after,
+                gzip=receiver.gzip_from is not None and len(shaped.body) >= receiver.gzip_from,
             )
             self._number += 1
             parcel = Parcel(self._number, claimed, receiver, request, read.queued_at)
