@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import pytest
 
 from cbq_exporter.config import DeliveryConfig, DestinationConfig, DestinationRetryConfig, QueueConfig, RetryConfig
+from cbq_exporter.config.matching import Match
+from cbq_exporter.delivery import receivers as module
 from cbq_exporter.delivery import url
 from cbq_exporter.delivery.receivers import Receivers
 
@@ -19,6 +22,8 @@ ENTRIES = (
     DestinationConfig(name="query", match="https://api.example.org/v3?*key=1*"),
     DestinationConfig(name="origin", match="https://api.example.net"),
     DestinationConfig(name="address", match="127.0.0.1"),
+    DestinationConfig(name="stars", match="https://*.trusted.example/hook"),
+    DestinationConfig(name="usual-port", match="https://api.example.info:443/"),
 )
 
 
@@ -45,14 +50,18 @@ ENTRIES = (
         ("https://api.example.net/x#y", "origin"),
         ("https://api.example.net:444/", "api.example.net:444"),
         ("http://0x7f.1/", "address"),
+        ("https://a.trusted.example/hook", "stars"),
+        ("https://evil.example/a.trusted.example/hook", "evil.example"),
+        ("https://evil.example?a.trusted.example/hook", "evil.example"),
+        ("https://api.example.info", "usual-port"),
+        ("https://api.example.info:443", "usual-port"),
+        ("http://api.example.info:443", "api.example.info:443"),
     ],
 )
 def test_the_first_entry_that_fits_counts(given: str, name: str) -> None:
     receivers = Receivers(QUEUE, ENTRIES)
     for _ in range(2):  # the second time from memory
         assert receivers.of(url.parse(given)).name == name
-    if not name.startswith(("path", "query", "origin")):
-        assert Receivers(QUEUE, ENTRIES[:3] + ENTRIES[6:]).of(url.parse(given)).name == name
 
 
 def test_an_entry_changes_what_it_names_and_leaves_the_rest_to_the_queue() -> None:
@@ -69,6 +78,52 @@ def test_an_entry_changes_what_it_names_and_leaves_the_rest_to_the_queue() -> No
     assert own.retry.statuses == {"409": "delivered"}
     assert other.retry.statuses == {}
     assert own.shaper is other.shaper
+
+
+def test_an_entry_for_a_path_stands_before_or_behind_one_for_its_host() -> None:
+    path = DestinationConfig(name="path", match="https://a.example/v2/*")
+    host = DestinationConfig(name="host", match="a.example")
+    for entries, expected in (((path, host), ["path", "host"]), ((host, path), ["host", "host"])):
+        receivers = Receivers(QUEUE, entries)
+        assert [receivers.of(url.parse(f"https://a.example/{v}/x")).name for v in ("v2", "v3")] == expected
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REMEMBERED", 10)
+    receivers = Receivers(QUEUE, ENTRIES)
+    tracemalloc.start()
+    try:
+        for number in range(2000):
+            assert receivers.of(url.parse(f"https://api.example.org/v2/{number}/{'x' * 1000}")).name == "path"
+            assert receivers.of(url.parse(f"https://h{number}.example/")).name == f"h{number}.example"
+        url._parse.cache_clear()
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "covered"),
+    [
+        ("*", "a.example", True),
+        ("*.example", "*.a.example", True),
+        ("*.example", "*.a.example:8443", False),
+        ("*.a.example", "*.example", False),
+        ("a.example", "https://a.example/v2/*", True),
+        ("a.example", "https://a.example:443", True),
+        ("a.example", "https://a.example:8443", False),
+        ("https://a.example", "a.example", False),
+        ("https://a.example", "https://a.example/*", True),
+        ("https://a.example/*", "https://a.example", True),
+        ("https://a.example/v*", "https://a.example", False),
+        ("https://a.example/v*", "https://a.example/v2/*x", True),
+        ("https://a.example/v*x", "https://a.example/v*", False),
+        ("https://*/hook", "https://a.example/hook", True),
+        ("https://*/hook", "http://a.example/hook", False),
+    ],
+)
+def test_what_an_entry_covers(earlier: str, later: str, covered: bool) -> None:
+    assert Match.read(earlier).covers(Match.read(later)) is covered
 
 
 def test_no_url_takes_long_to_fit() -> None:
