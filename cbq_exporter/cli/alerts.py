@@ -11,7 +11,7 @@ import click
 
 from cbq_exporter.cli import options, output
 from cbq_exporter.cli.kinds import Duration
-from cbq_exporter.cli.operating import How, actor, carry_out, changing, desk_of, show_plan
+from cbq_exporter.cli.operating import How, carry_out, changing, desk_of, show_plan
 from cbq_exporter.cli.running import queue_config, run
 from cbq_exporter.errors import CbqError, RefusedError
 from cbq_exporter.model import AlertOutcome, Mode
@@ -113,7 +113,7 @@ async def _change(
             output.confirm(f"{'Pause' if past == 'paused' else 'Resume'} actions on alerts of {which}?", yes=yes)
         except RefusedError as error:
             for plan in plans:
-                await desk.operations.decline(plan, actor=actor(), reason=how.reason, why=str(error))
+                await desk.operations.decline(plan, actor=desk.actor, reason=how.reason, why=str(error))
             raise
         for plan in plans:
             agreed = How(True, how.dry_run, how.reason, how.as_json)

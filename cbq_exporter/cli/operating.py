@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -77,11 +75,12 @@ async def desk_of(config: Config, queue: QueueConfig) -> AsyncIterator[Desk]:
     """Its operations know the other queues of the configuration too."""
     from cbq_exporter.services.audit import Audit
     from cbq_exporter.services.operations import Operations
+    from cbq_exporter.services.people import person
     from cbq_exporter.store.opening import open_store
 
     async with open_store(config) as store:
         audit = Audit(store)
-        yield Desk(queue, store, audit, Operations(config, store, audit), actor())
+        yield Desk(queue, store, audit, Operations(config, store, audit), person())
 
 
 async def operate(
@@ -154,24 +153,3 @@ async def carry_out(
     else:
         output.say(past(executed))
     return executed
-
-
-def actor() -> Actor:
-    """The person at this command line: user@host, with who became root by sudo."""
-    from cbq_exporter.model import Actor, Trigger
-
-    user = _user_name()
-    before = os.environ.get("SUDO_USER", "")
-    if before and before != user:
-        user = f"{before} as {user}"
-    return Actor(Trigger.CLI, output.text(f"{user}@{socket.gethostname()}", 300))
-
-
-def _user_name() -> str:
-    """Of the process, not of the environment, which anybody can set."""
-    try:
-        import pwd
-
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except (ImportError, KeyError):
-        return str(os.geteuid())

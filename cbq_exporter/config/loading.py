@@ -43,6 +43,23 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> L
     return Loaded(_validated(written, source, environ.get("CBQ_REDIS_URL", "")), source)
 
 
+def from_mapping(written: Mapping[str, Any], shown_as: str) -> Config:
+    """What a program has in the place of a file, in the same words; ``shown_as`` names it in messages.
+
+    Raises ConfigError.
+    """
+    return _validated(Document(_plain(written)), Path(shown_as), "")
+
+
+def _plain(value: Any) -> Any:
+    """As a file would have it."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def _usual_source(environ: Mapping[str, str]) -> Path | None:
     named = environ.get("CBQ_CONFIG", "")
     if named:
