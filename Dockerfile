@@ -11,7 +11,7 @@ WORKDIR /src
 COPY requirements/run.lock requirements/
 RUN python -m venv /opt/cbq-exporter \
     && /opt/cbq-exporter/bin/pip install --require-hashes -r requirements/run.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY cbq_exporter cbq_exporter
 RUN /opt/cbq-exporter/bin/pip install --no-deps --no-build-isolation . \
     && /opt/cbq-exporter/bin/pip uninstall -y pip setuptools

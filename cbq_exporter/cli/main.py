@@ -94,7 +94,14 @@ class App(click.Group):
 
 
 @click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="cbq-exporter")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, _option, given: _show_version(context) if given else None,
+    help="Show the version, with the commit that it was built from, and exit.",
+)
 @options.debug
 def app() -> None:
     """Deliver, watch and heal a Redis-backed queue of HTTP callbacks."""
@@ -107,6 +114,13 @@ def main() -> NoReturn:
     finally:
         # The process ends: searching all that is left for garbage first would take longer than most commands.
         gc.freeze()
+
+
+def _show_version(context: click.Context) -> NoReturn:
+    from cbq_exporter.revision import revision
+
+    click.echo(f"cbq-exporter, version {__version__} (revision {revision()})")
+    context.exit()
 
 
 def _explain(error: Exception) -> int:

@@ -25,6 +25,7 @@ from cbq_exporter.daemon.watchdog import SILENCE, watch
 from cbq_exporter.errors import CbqError
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import Actor, Snapshot
+from cbq_exporter.revision import revision
 from cbq_exporter.services.audit import Audit
 from cbq_exporter.services.measurer import MEASURE_EVERY, Measurer
 from cbq_exporter.services.operations import Operations
@@ -52,7 +53,7 @@ class Application:
         self.config: Config = loaded.config
         self._source = loaded.source
         self._clock = clock
-        self.instruments = Instruments([queue.name for queue in self.config.queues])
+        self.instruments = Instruments([queue.name for queue in self.config.queues], revision=revision())
         self._on_config = on_config
         self._schedule = Schedule(self.instruments, clock)
         self._reloader = Reloader(loaded.source, lambda: self.config, self._take_over, self.instruments, clock)
@@ -136,6 +137,7 @@ class Application:
             "started",
             extra={
                 "version": __version__,
+                "revision": revision(),
                 "config": str(self._source or "defaults"),
                 "store": self._store.shown_as,
                 "web": self._web.url,

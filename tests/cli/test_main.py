@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from cbq_exporter import __version__
 from cbq_exporter.cli.main import app
+from cbq_exporter.revision import revision
 from tests.cli.conftest import Cli, item
 
 HEAVY = (
@@ -42,7 +43,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
 
 def test_version() -> None:
     result = CliRunner().invoke(app, ["--version"], prog_name="cbq-exporter")
-    assert (result.exit_code, result.stdout) == (0, f"cbq-exporter, version {__version__}\n")
+    assert (result.exit_code, result.stdout) == (0, f"cbq-exporter, version {__version__} (revision {revision()})\n")
 
 
 @pytest.mark.parametrize(
