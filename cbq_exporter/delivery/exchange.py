@@ -12,12 +12,20 @@ from cbq_exporter.model import FailureKind
 LOCAL_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 
+class Certificates(msgspec.Struct, frozen=True, array_like=True):
+    """Paths of PEM files. ``ca_file`` None: those that the engine trusts. ``key_file`` None: it is in ``cert_file``."""
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+
 class Request(msgspec.Struct, eq=False, array_like=True):
     """One POST. ``timeout`` and ``connect_timeout`` are seconds.
 
     ``not_after`` is a reading of ``Clock.monotonic``: past it the request is not started any more.
     ``url`` comes from ``url.parse``; ``headers`` are whole lines, ``name: value``. With ``gzip`` the body goes out
-    compressed, unless its headers say how it is encoded already.
+    compressed, unless its headers say how it is encoded already. ``tls`` None: we show no certificate.
     """
 
     url: str
@@ -28,6 +36,7 @@ class Request(msgspec.Struct, eq=False, array_like=True):
     not_after: float
     tag: Any = None
     gzip: bool = False
+    tls: Certificates | None = None
 
 
 class Exchange(msgspec.Struct, gc=False, array_like=True):

@@ -10,8 +10,9 @@ from cbq_exporter.delivery.exchange import LOCAL_ERRNOS
 from cbq_exporter.model import FailureKind
 
 _RESOLVE, _CONNECT, _TIMEOUT, _SEND = 6, 7, 28, 55
-_TLS = frozenset({35, 51, 53, 54, 58, 59, 60, 64, 66, 80, 82, 83, 90, 91, 98})
-_LOCAL = frozenset({2, 27, 45, 77})  # libcurl could not start, had no memory, could not bind, cannot read ca_file
+_TLS = frozenset({35, 51, 53, 54, 59, 60, 64, 66, 80, 82, 83, 90, 91, 98})
+# libcurl could not start, had no memory, cannot take our key, could not bind, cannot read our certificate or ca_file.
+_LOCAL = frozenset({2, 27, 43, 45, 58, 77})
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
 
 

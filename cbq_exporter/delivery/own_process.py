@@ -104,6 +104,7 @@ class OwnProcess:
                     request.not_after,
                     self._number,
                     request.gzip,
+                    request.tls,
                 )
             )
         self._write(frame(REQUESTS, rows))

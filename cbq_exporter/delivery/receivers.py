@@ -16,6 +16,7 @@ from cbq_exporter.config import (
     TlsConfig,
 )
 from cbq_exporter.config.matching import Match
+from cbq_exporter.delivery.exchange import Certificates
 from cbq_exporter.delivery.shaping import Shaper
 from cbq_exporter.delivery.url import Target
 from cbq_exporter.policy.retry import RetryRule
@@ -48,7 +49,7 @@ class Receiver:
     signing: SigningConfig | None
     breaker: BreakerConfig | None
     coalesce: CoalesceConfig | None
-    tls: TlsConfig | None
+    tls: Certificates | None
 
 
 class Receivers:
@@ -147,8 +148,14 @@ def _own(entry: DestinationConfig, usual: Receiver, max_bytes: int) -> Receiver:
         signing=_either(entry.signing, usual.signing),
         breaker=_either(entry.breaker, usual.breaker),
         coalesce=_either(entry.coalesce, usual.coalesce),
-        tls=entry.tls,
+        tls=_certificates(entry.tls),
     )
+
+
+def _certificates(tls: TlsConfig | None) -> Certificates | None:
+    if tls is None:
+        return None
+    return Certificates(*(str(path) if path else None for path in (tls.ca_file, tls.cert_file, tls.key_file)))
 
 
 def _either(own: T | None, usual: T) -> T:

@@ -14,7 +14,7 @@ import pycurl
 
 from cbq_exporter.delivery import url
 from cbq_exporter.delivery.egress import EgressPolicy
-from cbq_exporter.delivery.exchange import Exchange, Request, one_line
+from cbq_exporter.delivery.exchange import Certificates, Exchange, Request, one_line
 from cbq_exporter.delivery.judgement import kind_of_error, kind_of_status
 from cbq_exporter.delivery.poller import Poller
 from cbq_exporter.delivery.proxying import Proxy, refusal
@@ -74,6 +74,7 @@ class Slot:
         "_quiet",
         "_sent",
         "_timeout",
+        "_tls",
         "_url",
         "blocked",
         "curl",
@@ -89,16 +90,22 @@ class Slot:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._url = ""
-        self._headers: list[str] | None = None
-        self._timeout = self._connect_timeout = 0.0
         self._lines: deque[bytes] = deque(maxlen=_LINES_KEPT)
         self._sent = self._quiet = 0
         self.is_large = False  # its body takes more than one write
         self.request: Any = None
         self.resolving = False
         self._clear()
-        self.curl = curl = pycurl.Curl()
+        self.curl = pycurl.Curl()
+        self._set_constants(None)
+
+    def _set_constants(self, tls: Certificates | None) -> None:
+        """What is the same for every request with ``tls``, for a handle that has no options yet."""
+        around, curl = self._around, self.curl
+        self._tls = tls
+        self._url = ""
+        self._headers: list[str] | None = None
+        self._timeout = self._connect_timeout = 0.0
         for option, value in (
             (pycurl.NOSIGNAL, 1),
             (pycurl.FOLLOWLOCATION, 0),
@@ -122,8 +129,13 @@ class Slot:
             (pycurl.RESOLVER_START_FUNCTION, self._on_resolve),
         ):
             curl.setopt(option, value)
-        if around.ca_file:
-            curl.setopt(pycurl.CAINFO, around.ca_file)
+        for option, path in (
+            (pycurl.CAINFO, (tls and tls.ca_file) or around.ca_file),
+            (pycurl.SSLCERT, tls and tls.cert_file),
+            (pycurl.SSLKEY, tls and tls.key_file),
+        ):
+            if path:
+                curl.setopt(option, path)
         self._set_proxy(around.proxy)
 
     def _set_proxy(self, proxy: Proxy | None) -> None:
@@ -147,6 +159,9 @@ class Slot:
         """Make the handle ready for ``request``; raises where libcurl could not send it as it is."""
         curl = self.curl
         self.request = request
+        if request.tls != self._tls:
+            curl.reset()  # pycurl cannot unset a certificate
+            self._set_constants(request.tls)
         body, headers = request.body, request.headers
         if request.gzip and not any(line.lower().startswith("content-encoding:") for line in headers):
             body, headers = _gzipped(body), [*headers, "content-encoding: gzip"]

@@ -58,6 +58,7 @@ class Acceptor:
                 receiver.connect_timeout,
                 not_after,
                 gzip=receiver.gzip_from is not None and len(shaped.body) >= receiver.gzip_from,
+                tls=receiver.tls,
             )
             self._number += 1
             parcel = Parcel(self._number, claimed, receiver, request, read.queued_at)

@@ -28,6 +28,8 @@ CASES = [
     (28, 0, False, False, Kind.TIMEOUT),
     (35, 0, True, True, Kind.TLS),
     (60, 0, True, True, Kind.TLS),
+    (43, 0, True, True, Kind.LOCAL),
+    (58, 0, True, True, Kind.LOCAL),
     (77, 0, True, True, Kind.LOCAL),
     (2, 0, True, True, Kind.LOCAL),
     (27, 0, False, True, Kind.LOCAL),

@@ -34,7 +34,10 @@ _BLOCK = b"x" * 65536
 
 @dataclass(frozen=True)
 class Seen:
-    """One request as it arrived. Header names are in lower case; ``at`` is epoch seconds."""
+    """One request as it arrived. Header names are in lower case; ``at`` is epoch seconds.
+
+    ``certificate`` is the common name of the certificate that the sender has shown, empty without one.
+    """
 
     method: str
     path: str
@@ -43,6 +46,7 @@ class Seen:
     body: bytes
     at: float
     peer: tuple[str, int]
+    certificate: str = ""
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,9 @@ async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
         headers[name.strip().lower()] = value.strip()
     body = await reader.readexactly(int(headers.get("content-length", "0")))
     peer = writer.get_extra_info("peername")[:2]
-    return Seen(method, path, headers, tuple(lines), body, time.time(), peer)
+    shown = writer.get_extra_info("peercert") or {}
+    names = [value for part in shown.get("subject", ()) for key, value in part if key == "commonName"]
+    return Seen(method, path, headers, tuple(lines), body, time.time(), peer, "".join(names))
 
 
 # --- behaviours, sane and hostile ---------------------------------------------------------------
