@@ -18,10 +18,13 @@ def check_config(config_path: Path | None, as_json: bool) -> int:
     """Check a configuration, and list everything that is wrong with it. The web config that it names is checked too."""
     from cbq_exporter.config import load
     from cbq_exporter.config import warnings as warnings_of
+    from cbq_exporter.delivery.proxying import proxy_of
     from cbq_exporter.web.tls import check_web_config
 
     try:
         loaded = load(config_path)
+        for queue in loaded.config.queues:
+            proxy_of(queue)
         warnings = [*warnings_of(loaded.config), *check_web_config(loaded.config)]
     except ConfigError as error:
         if not as_json:

@@ -42,6 +42,7 @@ _COMMANDS = {
     "audit": "cbq_exporter.cli.audit:audit",
     "doctor": "cbq_exporter.cli.doctor:doctor",
     "check-config": "cbq_exporter.cli.check_config:check_config",
+    "check-url": "cbq_exporter.cli.check_url:check_url",
     "demo": "cbq_exporter.cli.demo.command:demo",
 }
 

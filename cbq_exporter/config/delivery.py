@@ -106,11 +106,7 @@ class EgressConfig(Section):
 
 
 class ProxyConfig(Section):
-    """An HTTP proxy that every request of the queue goes through, by CONNECT, http and https alike.
-
-    The proxy looks up names and connects: egress judges only ports, addresses that stand in a URL, and names that
-    cannot be public (localhost, *.local, *.internal, names without a dot). What names lead to, the proxy has to judge.
-    """
+    """An HTTP proxy in front."""
 
     url: Annotated[str, kinds.proxy()] = Field(
         examples=["http://proxy.example:3128"], description="The proxy, http or https, without credentials."
@@ -197,7 +193,10 @@ class DeliveryConfig(Section):
     request: RequestConfig = RequestConfig()
     egress: EgressConfig = EgressConfig()
     proxy: ProxyConfig | None = Field(
-        None, description="An HTTP proxy in front. Null: none, whatever the environment says."
+        None,
+        description="An HTTP proxy that every request goes through, by CONNECT, http and https alike. It looks up "
+        "names: egress judges only ports, addresses in URLs, and names that cannot be public (localhost, *.local, "
+        "*.internal, names without a dot). Null: none, whatever the environment says.",
     )
     signing: SigningConfig | None = Field(None, description="Signatures. Not available yet: leave it null.")
     breaker: BreakerConfig | None = Field(None, description="A circuit breaker. Not available yet: leave it null.")

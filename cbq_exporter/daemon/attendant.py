@@ -18,7 +18,7 @@ from cbq_exporter.daemon.schedule import Schedule
 from cbq_exporter.delivery.egress import policy_of
 from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange
-from cbq_exporter.delivery.proxying import open_proxy
+from cbq_exporter.delivery.proxying import proxy_of
 from cbq_exporter.delivery.receivers import Receivers
 from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
@@ -222,7 +222,7 @@ def _recover_once(recoverer: Recoverer, dispatcher: Dispatcher | None) -> Callab
 def _engine_maker(config: QueueConfig, clock: Clock) -> Callable[[Callable[[list[Exchange]], None]], Engine]:
     delivery = config.delivery
     loop = asyncio.get_running_loop()
-    proxy = open_proxy(delivery.proxy, f"queues[{config.name}].delivery.proxy")
+    proxy = proxy_of(config)
 
     def make(on_done: Callable[[list[Exchange]], None]) -> Engine:
         return Engine(

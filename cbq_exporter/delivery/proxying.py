@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from cbq_exporter.config import ProxyConfig
+from cbq_exporter.config import QueueConfig
 from cbq_exporter.errors import ConfigError, Problem
 from cbq_exporter.model import FailureKind
 
@@ -30,13 +30,15 @@ class Proxy(msgspec.Struct, frozen=True):
         return f"Proxy({self.url!r})"
 
 
-def open_proxy(config: ProxyConfig | None, place: str) -> Proxy | None:
-    """With the credentials of its file; raises ConfigError, naming ``place``, where they cannot be read."""
+def proxy_of(queue: QueueConfig) -> Proxy | None:
+    """With the credentials of its file; raises ConfigError where they cannot be read."""
+    config = queue.delivery.proxy
     if config is None:
         return None
     if config.credentials_file is None:
         return Proxy(config.url)
-    user, password = _credentials(config.credentials_file, f"{place}.credentials_file")
+    place = f"queues[{queue.name}].delivery.proxy.credentials_file"
+    user, password = _credentials(config.credentials_file, place)
     return Proxy(config.url, user, password)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cbq_exporter.config import ProxyConfig
+from cbq_exporter.config import DeliveryConfig, ProxyConfig, QueueConfig
 from cbq_exporter.delivery.egress import EgressPolicy
-from cbq_exporter.delivery.proxying import Proxy, open_proxy
+from cbq_exporter.delivery.proxying import Proxy, proxy_of
 from cbq_exporter.errors import ConfigError
 from cbq_exporter.model import FailureKind
 from tests.support.receiver import Answer, Connection, Receiver, never_answer, self_signed
@@ -216,15 +216,16 @@ def test_credentials_come_from_a_file_and_show_nowhere(tmp_path: Path) -> None:
     file = tmp_path / "credentials"
     file.write_text("me:s3:cret \n")
     config = ProxyConfig(url="http://proxy.example:3128/", credentials_file=file)
-    proxy = open_proxy(config, "delivery.proxy")
+    queue = QueueConfig(name="q", delivery=DeliveryConfig(proxy=config))
+    proxy = proxy_of(queue)
     assert proxy == Proxy("http://proxy.example:3128", "me", "s3:cret ")
     assert "s3" not in repr(proxy)
-    assert open_proxy(None, "") is None
+    assert proxy_of(QueueConfig(name="q")) is None
     for content in (b"", b"nobody", b":x", b"a:b\nc:d", b"a:\xff", b"a:" + b"b" * 5000):
         file.write_bytes(content)
         with pytest.raises(ConfigError) as caught:
-            open_proxy(config, "delivery.proxy")
-        assert "delivery.proxy.credentials_file" in str(caught.value)
+            proxy_of(queue)
+        assert "queues[q].delivery.proxy.credentials_file" in str(caught.value)
     file.unlink()
     with pytest.raises(ConfigError, match="No such file"):
-        open_proxy(config, "delivery.proxy")
+        proxy_of(queue)
