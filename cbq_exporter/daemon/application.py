@@ -157,27 +157,34 @@ class Application:
             queue, config.destinations, store, instruments, self._audit(store), self._schedule, self._clock
         )
 
+    def summary(self) -> str:
+        """What it does, in one line."""
+        assert self._store is not None
+        queues = ", ".join(f"{queue.name} ({queue.mode})" for queue in self.config.queues)
+        return f"serves {queues}; store: {self._store.shown_as}"
+
     def welcome(self) -> list[str]:
         """The three lines a newcomer needs."""
         assert self._web is not None
-        assert self._store is not None
         program = "cbq-exporter" if sys.argv[0].endswith("cbq-exporter") else "python -m cbq_exporter"
         if sys.prefix != sys.base_prefix and program == "cbq-exporter":
             program = sys.argv[0]
-        queues = ", ".join(f"{queue.name} ({queue.mode})" for queue in self.config.queues)
         option = f" -c {self._source}" if self._source and self._source.name != "config.yaml" else ""
         one = f" -q {self.config.queues[0].name}" if len(self.config.queues) > 1 else ""
         return [
-            f"cbq-exporter {__version__} serves {queues}; store: {self._store.shown_as}",
+            f"cbq-exporter {__version__} {self.summary()}",
             f"Metrics: {self._web.url}/metrics",
             f"Enqueue one callback: {program} enqueue{option}{one} --url {_EXAMPLE_URL} --data '{{\"hello\": 1}}'",
         ]
 
     # --- reload ------------------------------------------------------------------------------
 
-    def ask_to_reload(self) -> None:
-        """Soon, once the daemon has started; what comes of it is in the log and in the metrics."""
-        self._reloader.ask()
+    def ask_to_reload(self, then: Callable[[], None] | None = None) -> None:
+        """Soon, once the daemon has started; what comes of it is in the log and in the metrics.
+
+        ``then`` is called at the end, however it ended.
+        """
+        self._reloader.ask(then)
 
     async def _take_over(self, config: Config, changes: Changes, actor: Actor) -> None:
         """Raises CbqError; with the old configuration in place, unless a queue could not be started."""

@@ -44,12 +44,17 @@ class Reloader:
         self._clock = clock
         self._turn = asyncio.Lock()
         self._asked = asyncio.Event()
+        self._then: Callable[[], None] | None = None
         self._stopping = False
         self._under_way: set[asyncio.Task[Changes]] = set()
         instruments.config_reloaded(True, clock.now())  # at the start
 
-    def ask(self) -> None:
-        """Have it reloaded by ``run``. What is asked for again before that begins is done once."""
+    def ask(self, then: Callable[[], None] | None = None) -> None:
+        """Have it reloaded by ``run``. What is asked for again before that begins is done once.
+
+        ``then`` is called at the end, however it ended.
+        """
+        self._then = then
         self._asked.set()
 
     async def run(self) -> None:
@@ -59,6 +64,8 @@ class Reloader:
             self._asked.clear()
             with contextlib.suppress(Exception):  # it is in the log
                 await self.reload(_SIGNAL)
+            if self._then is not None:
+                self._then()
 
     async def reload(self, actor: Actor) -> Changes:
         """Returns what has changed and is in effect. It goes on where the caller is cancelled.

@@ -15,6 +15,7 @@ from cbq_exporter import logs
 from cbq_exporter.clock import SYSTEM_CLOCK
 from cbq_exporter.config import Config, Loaded
 from cbq_exporter.daemon.application import Application
+from cbq_exporter.daemon.systemd import Notifier
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def run(loaded: Loaded, *, debug: bool = False) -> int:
         logs.configure("debug" if debug else config.log.level, config.log.format)
 
     set_log(loaded.config)
-    return _run_loop(_serve(Application(loaded, SYSTEM_CLOCK, on_config=set_log)), debug=debug)
+    return _run_loop(_serve(Application(loaded, SYSTEM_CLOCK, on_config=set_log), Notifier()), debug=debug)
 
 
 def _run_loop(main: Coroutine[Any, Any, int], *, debug: bool) -> int:
@@ -40,7 +41,7 @@ def _run_loop(main: Coroutine[Any, Any, int], *, debug: bool) -> int:
     return uvloop.run(main, debug=debug or None)
 
 
-async def _serve(application: Application) -> int:
+async def _serve(application: Application, notifier: Notifier) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -51,12 +52,23 @@ async def _serve(application: Application) -> int:
             application.abandon()
             os._exit(128 + number)
         log.info("stopping: sends in flight may finish", extra={"signal": signal.Signals(number).name})
+        notifier.stopping()
         stop.set()
+
+    def on_hangup() -> None:
+        if not stop.is_set():
+            notifier.reloading()
+        application.ask_to_reload(then=tell_ready)
+
+    def tell_ready() -> None:
+        if not stop.is_set():
+            notifier.ready(application.summary())
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     # Not by the loop: it would give the signal its deadly meaning back at its end.
-    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(application.ask_to_reload))
+    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(on_hangup))
+    pinging = None
     try:
         await application.start()
         # What is there now stays until the end: full collections need not look at it again and again.
@@ -65,9 +77,13 @@ async def _serve(application: Application) -> int:
         for line in application.welcome():
             sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
+        tell_ready()
+        pinging = asyncio.create_task(notifier.ping(application.not_healthy))
         await stop.wait()
     finally:
         await application.stop()
+        if pinging is not None:
+            pinging.cancel()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the process may take a moment to end
     log.info("stopped")
     return 0

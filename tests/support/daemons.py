@@ -98,6 +98,7 @@ class Daemon:
         grace: str = "5s",
         web: dict[str, Any] | None = None,
         alerts: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self._own_folder = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="cbq-"))
@@ -111,6 +112,7 @@ class Daemon:
             "queues": list(queues or [queue()]),
             "alerts": alerts or {},
         }
+        self._environment = environment or {}
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
 
@@ -131,6 +133,7 @@ class Daemon:
         """Start the process and do not wait for it."""
         self.configure()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CBQ_")}
+        environment |= self._environment
         command = [sys.executable, "-m", "cbq_exporter", "serve", "-c", str(self.config_file)]
         with open(self.folder / "out", "wb") as out, open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
