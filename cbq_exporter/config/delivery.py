@@ -205,6 +205,12 @@ class DeliveryConfig(Section):
     )
 
 
+_Statuses = dict[
+    Annotated[str, kinds.text(r"[1345](?:[0-9]{2}|xx)", 'a status other than 2xx in quotes, such as "409" or "5xx"')],
+    Annotated[Literal["delivered", "retry", "dead", "pause"], kinds.choice("delivered", "retry", "dead", "pause")],
+]
+
+
 class RetryConfig(Section):
     """What happens after a failed attempt. Each wait is random, up to base doubled with each attempt."""
 
@@ -223,16 +229,24 @@ class RetryConfig(Section):
     retry_after_cap: Annotated[float, kinds.duration(0, 30 * DAY)] = Field(
         HOUR, description="The longest wait that a receiver can ask for with Retry-After."
     )
+    statuses: _Statuses = Field(
+        default_factory=dict,
+        description="What a status means: delivered, retry, dead, or pause (dead, and the destination is paused). "
+        "A single status goes before its class. Left out, 410 is pause, the other 4xx are dead but for 408, 425 and "
+        "429, and all else is retry. 2xx is always delivered.",
+    )
 
 
 class TlsConfig(Section):
-    """Certificates for one receiver. Not available yet."""
+    """Certificates for one receiver."""
 
     ca_file: Annotated[Path, kinds.path()] | None = Field(
         None, description="Certificates to trust (PEM), in place of the queue's ca_file."
     )
     cert_file: Annotated[Path, kinds.path()] | None = Field(None, description="Our certificate (PEM).")
-    key_file: Annotated[Path, kinds.path()] | None = Field(None, description="Its key (PEM).")
+    key_file: Annotated[Path, kinds.path()] | None = Field(
+        None, description="Its key (PEM), without a password. Null: it is in cert_file."
+    )
 
 
 class DestinationRetryConfig(Section):
@@ -245,13 +259,8 @@ class DestinationRetryConfig(Section):
     retry_after_cap: Annotated[float, kinds.duration(0, 30 * DAY)] | None = Field(
         None, description="Null: the queue's."
     )
-    statuses: dict[
-        Annotated[str, kinds.text(r"[1-5](?:[0-9]{2}|xx)", 'a status in quotes, such as "409" or "5xx"')],
-        Annotated[Literal["delivered", "retry", "dead", "pause"], kinds.choice("delivered", "retry", "dead", "pause")],
-    ] = Field(
-        default_factory=dict,
-        description="What a status means: delivered, retry, dead, or pause (dead, and the destination is paused). "
-        "A single status goes before its class.",
+    statuses: _Statuses = Field(
+        default_factory=dict, description="As the queue's, and before them: delivered, retry, dead or pause."
     )
 
 
@@ -275,9 +284,11 @@ class DestinationConfig(Section):
         None, description="Not longer than the queue's: the lease is made for that. Null: the queue's."
     )
     connect_timeout: Annotated[float, kinds.duration(0.01, HOUR)] | None = Field(None, description="Null: the queue's.")
-    request: RequestConfig | None = Field(None, description="Null: the queue's.")
+    request: RequestConfig | None = Field(
+        None, description="What is different from the queue's: keys left out are its own, headers are added to its own."
+    )
     retry: DestinationRetryConfig = DestinationRetryConfig()
     signing: SigningConfig | None = Field(None, description="Not available yet: leave it null.")
     breaker: BreakerConfig | None = Field(None, description="Not available yet: leave it null.")
     coalesce: CoalesceConfig | None = Field(None, description="Not available yet: leave it null.")
-    tls: TlsConfig | None = Field(None, description="Not available yet: leave it null.")
+    tls: TlsConfig | None = Field(None, description="Certificates. Null: the queue's ca_file, and none of ours.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 
-from cbq_exporter.config import redis_url
+from cbq_exporter.config import destinations, redis_url
 from cbq_exporter.config.delivery import RendererBody, TemplateBody
 from cbq_exporter.config.kinds import MINUTE, SECOND, write_duration
 from cbq_exporter.config.models import Config, QueueConfig
@@ -24,7 +24,7 @@ _UNAVAILABLE = "is not available yet in this version"
 # The daemon's own keys of a queue, after its prefix.
 _OWN_KEYS = (
     *("leases", "retry", "dead", "records", "payloads", "returned", "fence", "sightings", "lock_seen", "daemons"),
-    *("audit", "trash", "trash_notes", "paused", "answers"),
+    *("audit", "trash", "trash_notes", "paused", "breakers", "answers"),
     *("alerts", "alert_times", "alerts_open", "alerts_turn", "alerts_paused"),
 )
 
@@ -174,11 +174,11 @@ def refuse_slow_destinations(config: Config) -> Iterator[Finding]:
 
 
 def refuse_unavailable_in_destinations(config: Config) -> Iterator[Finding]:
-    """What destinations do not have yet: `rate`, `bandwidth`, `signing`, `breaker`, `coalesce`, `tls`, and a
+    """What destinations do not have yet: `rate`, `bandwidth`, `signing`, `breaker`, `coalesce`, and a
     `request.body` from a template or a renderer."""
     for position, entry in enumerate(config.destinations):
         at: Place = ("destinations", position)
-        for name in ("rate", "bandwidth", "signing", "breaker", "coalesce", "tls"):
+        for name in ("rate", "bandwidth", "signing", "breaker", "coalesce"):
             if getattr(entry, name) is not None:
                 yield _unavailable((*at, name), "set", "leave it null")
         if entry.request is not None and isinstance(entry.request.body, TemplateBody | RendererBody):
@@ -324,6 +324,8 @@ RULES: tuple[Rule, ...] = (
     refuse_unfit_routes,
     refuse_repeated_destinations,
     refuse_slow_destinations,
+    destinations.refuse_uneven_times,
+    destinations.refuse_unfit_certificates,
     refuse_unavailable_in_destinations,
 )
 QUEUE_RULES: tuple[QueueRule, ...] = (
@@ -334,7 +336,13 @@ QUEUE_RULES: tuple[QueueRule, ...] = (
     refuse_low_max_ttl,
     refuse_unavailable_in_queue,
 )
-WARNINGS: tuple[Rule, ...] = (warn_clear_password, warn_unused_token, warn_clear_tokens)
+WARNINGS: tuple[Rule, ...] = (
+    warn_clear_password,
+    warn_unused_token,
+    warn_clear_tokens,
+    destinations.warn_unreachable,
+    destinations.warn_usual_port,
+)
 QUEUE_WARNINGS: tuple[QueueRule, ...] = (warn_useless_early, warn_hasty_recovery)
 
 

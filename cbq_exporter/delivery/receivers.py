@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from cbq_exporter.config import (
     BreakerConfig,
     CoalesceConfig,
+    DeliveryConfig,
     DestinationConfig,
     QueueConfig,
+    RequestConfig,
     SigningConfig,
     TlsConfig,
 )
@@ -57,10 +59,7 @@ class Receivers:
 
     def __init__(self, queue: QueueConfig, destinations: Sequence[DestinationConfig]) -> None:
         self._usual = _usual(queue)
-        self._entries = [
-            (Match.read(entry.match), _own(entry, self._usual, queue.delivery.max_request_bytes))
-            for entry in destinations
-        ]
+        self._entries = [(Match.read(entry.match), _own(entry, self._usual, queue.delivery)) for entry in destinations]
         self._by_host: dict[str, Receiver] = {}  # where the host decides
         self._candidates: dict[str, list[tuple[Match, Receiver]]] = {}  # where it does not: what may hold, by host
         self._by_url: dict[str, Receiver] = {}  # then
@@ -117,7 +116,9 @@ def _usual(queue: QueueConfig) -> Receiver:
         connect_timeout=delivery.connect_timeout,
         shaper=Shaper(delivery.request, max_bytes=delivery.max_request_bytes),
         gzip_from=delivery.request.gzip_from,
-        retry=RetryRule(again.max_attempts, again.max_age, again.base, again.cap, again.retry_after_cap),
+        retry=RetryRule(
+            again.max_attempts, again.max_age, again.base, again.cap, again.retry_after_cap, again.statuses
+        ),
         signing=delivery.signing,
         breaker=delivery.breaker,
         coalesce=delivery.coalesce,
@@ -125,8 +126,8 @@ def _usual(queue: QueueConfig) -> Receiver:
     )
 
 
-def _own(entry: DestinationConfig, usual: Receiver, max_bytes: int) -> Receiver:
-    again = entry.retry
+def _own(entry: DestinationConfig, usual: Receiver, delivery: DeliveryConfig) -> Receiver:
+    again, request = entry.retry, _request(entry.request, delivery.request)
     return Receiver(
         name=entry.name,
         paused=entry.paused,
@@ -135,21 +136,36 @@ def _own(entry: DestinationConfig, usual: Receiver, max_bytes: int) -> Receiver:
         bandwidth=_either(entry.bandwidth, usual.bandwidth),
         timeout=_either(entry.timeout, usual.timeout),
         connect_timeout=_either(entry.connect_timeout, usual.connect_timeout),
-        shaper=usual.shaper if entry.request is None else Shaper(entry.request, max_bytes=max_bytes),
-        gzip_from=usual.gzip_from if entry.request is None else entry.request.gzip_from,
+        shaper=usual.shaper if entry.request is None else Shaper(request, max_bytes=delivery.max_request_bytes),
+        gzip_from=request.gzip_from,
         retry=RetryRule(
             _either(again.max_attempts, usual.retry.max_attempts),
             _either(again.max_age, usual.retry.max_age),
             _either(again.base, usual.retry.base),
             _either(again.cap, usual.retry.cap),
             _either(again.retry_after_cap, usual.retry.retry_after_cap),
-            again.statuses,
+            _statuses(again.statuses, usual.retry.statuses),
         ),
         signing=_either(entry.signing, usual.signing),
         breaker=_either(entry.breaker, usual.breaker),
         coalesce=_either(entry.coalesce, usual.coalesce),
         tls=_certificates(entry.tls),
     )
+
+
+def _request(own: RequestConfig | None, usual: RequestConfig) -> RequestConfig:
+    """``own`` where it says something; headers of both, each name once."""
+    if own is None:
+        return usual
+    named = {name.lower() for name in own.headers}
+    headers = {name: value for name, value in usual.headers.items() if name.lower() not in named} | own.headers
+    said = {key: getattr(own, key) for key in own.model_fields_set}
+    return usual.model_copy(update=said | {"headers": headers})
+
+
+def _statuses(own: Mapping[str, str], usual: Mapping[str, str]) -> Mapping[str, str]:
+    """A class in ``own`` goes before single statuses in ``usual``."""
+    return {status: meaning for status, meaning in usual.items() if f"{status[0]}xx" not in own} | dict(own)
 
 
 def _certificates(tls: TlsConfig | None) -> Certificates | None:

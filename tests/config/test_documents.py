@@ -57,7 +57,6 @@ def test_the_shipped_file_has_every_key_explained(refused: Refused) -> None:
         "destinations[0].signing",
         "destinations[0].breaker",
         "destinations[0].coalesce",
-        "destinations[0].tls",
         "alerts.auth.bearer_token_file",
     ]
 

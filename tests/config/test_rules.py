@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cbq_exporter.config import Config, QueueConfig, check, rules
+from cbq_exporter.config import Config, QueueConfig, check, destinations, rules
 from cbq_exporter.store.keys import QueueKeys
 from tests.config.conftest import Load, Refused
 
@@ -80,6 +80,31 @@ CASES = [
         "{queues: [{name: q, delivery: {timeout: 3s}}], destinations: [{name: a, match: a.example, timeout: 4s}]}",
         "destinations[0].timeout: found 4s; must not be longer than queues[0].delivery.timeout (3s)",
         "{queues: [{name: q, delivery: {timeout: 3s}}], destinations: [{name: a, match: a.example, timeout: 3s}]}",
+    ),
+    Case(
+        destinations.refuse_uneven_times,
+        "{queues: [{name: q, delivery: {timeout: 3s}}], destinations: [{name: a, match: a, connect_timeout: 4s}]}",
+        "destinations[0].connect_timeout: found 4s; must not be longer than queues[0].delivery.timeout (3s)",
+        "{queues: [{name: q, delivery: {timeout: 3s}}], destinations: [{name: a, match: a, connect_timeout: 3s}]}",
+    ),
+    Case(
+        destinations.refuse_uneven_times,
+        "destinations: [{name: a, match: a, timeout: 3s, connect_timeout: 4s}]",
+        "destinations[0].connect_timeout: found 4s; must not be longer than destinations[0].timeout (3s)",
+        "{queues: [{name: q, mode: observe, delivery: {timeout: 3s}}], "
+        "destinations: [{name: a, match: a, connect_timeout: 4s}]}",
+    ),
+    Case(
+        destinations.refuse_uneven_times,
+        "destinations: [{name: a, match: a, retry: {base: 2h}}]",
+        "destinations[0].retry.base: found 2h; must not be longer than queues[0].retry.cap (1h)",
+        "destinations: [{name: a, match: a, retry: {base: 2h, cap: 2h}}]",
+    ),
+    Case(
+        destinations.refuse_unfit_certificates,
+        "destinations: [{name: a, match: a, tls: {ca_file: ./none.pem}}]",
+        "destinations[0].tls.ca_file: found a file that cannot be read (No such file or directory); must be a PEM file",
+        "destinations: [{name: a, match: a, tls: {}}]",
     ),
     Case(
         rules.refuse_unavailable_in_destinations,
@@ -254,6 +279,16 @@ def test_a_short_timeout_needs_no_second_key(loaded: Load) -> None:
         ),
         ("web: {listen_address: ':9847', bearer_token_file: t, config_file: web.yml}", None),
         ("web: {bearer_token_file: t}", None),
+        (
+            "destinations: [{name: a, match: '*.example'}, {name: b, match: 'https://a.example/v2/*'}]",
+            "destinations[1].match: https://a.example/v2/* is covered by destinations[0]: the first that fits counts",
+        ),
+        ("destinations: [{name: a, match: 'https://a.example/v2/*'}, {name: b, match: '*.example'}]", None),
+        (
+            "destinations: [{name: a, match: 'a.example:443'}]",
+            "destinations[0].match: a.example:443 does not fit https://a.example: leave out :443",
+        ),
+        ("destinations: [{name: a, match: 'a.example:8443'}, {name: b, match: 'https://b.example:443'}]", None),
         ("web: {listen_address: ':9847'}", None),
     ],
 )

@@ -7,11 +7,20 @@ import tracemalloc
 
 import pytest
 
-from cbq_exporter.config import DeliveryConfig, DestinationConfig, DestinationRetryConfig, QueueConfig, RetryConfig
+from cbq_exporter.config import (
+    DeliveryConfig,
+    DestinationConfig,
+    DestinationRetryConfig,
+    QueueConfig,
+    RequestConfig,
+    RetryConfig,
+)
 from cbq_exporter.config.matching import Match
 from cbq_exporter.delivery import receivers as module
 from cbq_exporter.delivery import url
 from cbq_exporter.delivery.receivers import Receivers
+from cbq_exporter.delivery.shaping import Unusable, read
+from cbq_exporter.model import Claimed
 
 QUEUE = QueueConfig(name="q", delivery=DeliveryConfig(timeout=9.0), retry=RetryConfig(max_attempts=7))
 ENTRIES = (
@@ -78,6 +87,33 @@ def test_an_entry_changes_what_it_names_and_leaves_the_rest_to_the_queue() -> No
     assert own.retry.statuses == {"409": "delivered"}
     assert other.retry.statuses == {}
     assert own.shaper is other.shaper
+
+
+def test_a_request_and_a_table_of_statuses_of_its_own_change_the_queues_only_where_they_say_something() -> None:
+    queue = QueueConfig(
+        name="q",
+        delivery=DeliveryConfig(request=RequestConfig(body="item", headers={"X-One": "1", "X-Two": "2"}, gzip_from=9)),
+        retry=RetryConfig(statuses={"404": "retry", "410": "dead", "5xx": "dead"}),
+    )
+    entry = DestinationConfig(
+        name="a",
+        match="a.example",
+        request=RequestConfig(headers={"x-two": "two", "X-Three": "3"}),
+        retry=DestinationRetryConfig(statuses={"4xx": "dead", "503": "retry"}),
+    )
+    receivers = Receivers(queue, [entry])
+    own, other = receivers.of(url.parse("http://a.example/")), receivers.of(url.parse("http://b.example/"))
+    claimed = Claimed("lease", "0" * 40, b'{"url": "http://a.example/", "task_id": "t"}', 0, 0, 0)
+    item = read(claimed)
+    assert not isinstance(item, Unusable)
+    shaped = own.shaper.shape(claimed, item)
+    assert not isinstance(shaped, Unusable)
+    assert shaped.body == claimed.payload
+    assert {"X-One: 1", "x-two: two", "X-Three: 3"} <= set(shaped.headers)
+    assert "X-Two: 2" not in shaped.headers
+    assert own.gzip_from == other.gzip_from == 9
+    assert dict(other.retry.statuses) == {"404": "retry", "410": "dead", "5xx": "dead"}
+    assert dict(own.retry.statuses) == {"5xx": "dead", "4xx": "dead", "503": "retry"}
 
 
 def test_an_entry_for_a_path_stands_before_or_behind_one_for_its_host() -> None:
