@@ -24,7 +24,7 @@ _UNAVAILABLE = "is not available yet in this version"
 # The daemon's own keys of a queue, after its prefix.
 _OWN_KEYS = (
     *("leases", "retry", "dead", "records", "payloads", "returned", "fence", "sightings", "lock_seen", "daemons"),
-    *("audit", "trash", "trash_notes", "paused", "breakers", "answers"),
+    *("audit", "trash", "trash_notes", "paused", "answers"),
     *("alerts", "alert_times", "alerts_open", "alerts_turn", "alerts_paused"),
 )
 
