@@ -41,6 +41,7 @@ _COMMANDS = {
     "alerts": "cbq_exporter.cli.alerts:alerts",
     "audit": "cbq_exporter.cli.audit:audit",
     "doctor": "cbq_exporter.cli.doctor:doctor",
+    "healthcheck": "cbq_exporter.cli.healthcheck:healthcheck",
     "check-config": "cbq_exporter.cli.check_config:check_config",
     "check-url": "cbq_exporter.cli.check_url:check_url",
     "demo": "cbq_exporter.cli.demo.command:demo",
