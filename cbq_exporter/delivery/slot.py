@@ -26,6 +26,7 @@ SAMPLE_BYTES = 1024
 _IDLE_CONNECTION = 55
 # Seconds after which a connection is not used again, so that a name which leads elsewhere by now is looked up again.
 _OLDEST_CONNECTION = 300
+_RESOLVED_FOR = 60  # seconds that an address is kept; libcurl keeps at most 29,999 of them
 _LARGE_BODY = 16 * 1024  # libcurl sends less than this with one call
 _QUIET_ROUNDS = 2
 _LINES_KEPT = 8  # a line may have 100 KiB
@@ -120,7 +121,7 @@ class Slot:
             (pycurl.TCP_KEEPALIVE, 1),
             (pycurl.MAXAGE_CONN, _IDLE_CONNECTION),
             (pycurl.MAXLIFETIME_CONN, _OLDEST_CONNECTION),
-            (pycurl.DNS_CACHE_TIMEOUT, 60),
+            (pycurl.DNS_CACHE_TIMEOUT, _RESOLVED_FOR),
             (pycurl.MAXREDIRS, 0),
             (pycurl.HEADERFUNCTION, self._lines.append),
             (pycurl.WRITEFUNCTION, self._on_body),

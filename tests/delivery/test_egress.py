@@ -22,6 +22,7 @@ from cbq_exporter.delivery import slot
 from cbq_exporter.delivery.egress import EgressPolicy
 from cbq_exporter.delivery.url import parse
 from cbq_exporter.model import FailureKind
+from tests.support.hostile_urls import BLOCKED, INVALID
 from tests.support.receiver import Receiver
 from tests.support.sender import LOOPBACK, Sender
 from tests.support.skips import skip_or_fail
@@ -219,6 +220,20 @@ def test_nothing_is_let_through_that_the_standard_library_calls_not_global(addre
         assert not address.is_reserved
 
 
+def test_ports() -> None:
+    policy = EgressPolicy(ports=frozenset((443, 8443)))
+    assert policy.verdict_on_port(443) is None
+    assert policy.verdict_on_port(22) == "port 22 is none of 443, 8443"
+    assert NOTHING_ALLOWED.verdict_on_port(22) is None
+    with Receiver() as receiver, Receiver() as other:
+        with Sender(EgressPolicy(LOOPBACK.allow, frozenset((receiver.port,)))) as sender:
+            assert sender.post(receiver.url()).status == 200
+            refused = sender.post(other.url())
+            assert (refused.failure, refused.never_left) == (FailureKind.BLOCKED, True)
+            assert f"port {other.port} is none of {receiver.port}" in refused.detail
+        assert other.connections == 0
+
+
 def test_what_is_remembered_is_bounded() -> None:
     policy = EgressPolicy()
     for number in range(10_000):
@@ -387,6 +402,24 @@ def test_a_name_with_a_public_and_a_private_address_reaches_only_the_public_one(
     assert closed_network["mixed_name"]["status"] == 200
     assert closed_network["mixed_name_reached"] == ["8.8.8.8"]
     assert closed_network["private_name"]["failure"] == "blocked"
+
+
+@pytest.mark.parametrize("place", ["thread", "process"])
+def test_hostile_urls(closed_network: dict[str, Any], place: str) -> None:
+    """No connect comes of any, nor any other packet where no name had to be looked up."""
+    seen = closed_network["hostile"][place]
+    assert len(seen["ends"]) == len({*BLOCKED, *INVALID}) > 150
+    assert [url for url, end in seen["ends"].items() if end not in ("blocked", "invalid")] == []
+    assert sum(end == "blocked" for end in seen["ends"].values()) == len(BLOCKED)
+    assert (seen["packets"], seen["connections"]) == (0, 0)
+    # Nobody has to read a URL for the guard to hold: what some parsers call the host is public, though.
+    assert set(seen["reached_as_written"]) <= {"8.8.8.8"}
+    # They are dangerous: without the guard most of them arrive.
+    assert seen["reached_without_guard"] > 80
+
+
+def test_a_name_that_changes_its_mind(closed_network: dict[str, Any]) -> None:
+    assert closed_network["rebinding"] == [None, "blocked", "blocked", "blocked", None]
 
 
 def test_a_name_is_used_as_soon_as_it_is_resolved(closed_network: dict[str, Any]) -> None:

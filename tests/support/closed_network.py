@@ -12,12 +12,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from cbq_exporter.delivery import slot
 from cbq_exporter.delivery.egress import EgressPolicy
 from cbq_exporter.delivery.engine import Exchange
+from cbq_exporter.delivery.url import parse
+from tests.support.hostile_urls import BLOCKED, HOSTS, INVALID
 from tests.support.receiver import Receiver
 from tests.support.sender import Sender
 
@@ -61,7 +64,7 @@ def main(folder: Path) -> None:
     _replace(Path("/etc/resolv.conf"), folder / "resolv.conf", "nameserver 127.0.0.1\noptions attempts:1 timeout:1\n")
     mixed = "".join(f"{address} mixed.test\n" for address in ("10.9.9.9", "fd00::9", "8.8.8.8", "169.254.169.254"))
     numbered = "".join(f"127.0.0.1 name-{number}.test\n" for number in range(20))
-    _replace(Path("/etc/hosts"), folder / "hosts", f"127.0.0.1 localhost\n10.9.9.9 private.test\n{mixed}{numbered}")
+    _replace(Path("/etc/hosts"), folder / "hosts", f"{HOSTS}{mixed}{numbered}")
     _run("ip link set lo up")
     report: dict[str, Any] = {}
     with Sender(EVERYTHING) as sender:
@@ -90,6 +93,10 @@ def main(folder: Path) -> None:
         with Sender(EVERYTHING) as sender:
             durations = [sender.post(f"http://name-{number}.test:{port}/").duration for number in range(20)]
             report["shortest_with_a_new_name"] = min(durations)
+        report["hostile"] = {
+            place: _hostile(four, six, own_process=place == "process") for place in ("thread", "process")
+        }
+        report["rebinding"] = _rebind(folder / "hosts", four)
     json.dump(report, sys.stdout)
 
 
@@ -97,6 +104,59 @@ def _send(sender: Sender, hosts: Iterable[str], port: int) -> dict[str, Any]:
     hosts = list(hosts)
     exchanges = sender.send([sender.request(f"http://{host}:{port}/") for host in hosts])
     return {host: _told(exchange) for host, exchange in zip(hosts, exchanges, strict=True)}
+
+
+def _hostile(four: Receiver, six: Receiver, *, own_process: bool) -> dict[str, Any]:
+    """What becomes of the hostile URLs: as they are read, and as they were written, should nobody read them."""
+    urls = [url.format(port=four.port) for url in (*BLOCKED, *INVALID)]
+    ends: dict[str, str] = {}
+    readable = {}
+    packets = 0
+    for url in urls:
+        try:
+            readable[url] = parse(url).url
+        except ValueError:
+            ends[url] = "invalid"
+    seen = len(four.requests), len(six.requests)
+    connected = four.connections + six.connections
+    with Sender(EgressPolicy(), own_process=own_process) as sender:
+        for url, sent in readable.items():
+            before = _traffic()
+            ends[url] = f"{sender.post(sent).failure}"
+            if not _is_name(sent):  # a name may have been asked for
+                packets += _traffic() - before
+        connections = four.connections + six.connections - connected
+        sender.send([sender.request(url, timeout=1.0) for url in urls])
+    reached = {one.peer[0] for one in (*four.requests[seen[0] :], *six.requests[seen[1] :])}
+    with Sender(EVERYTHING, own_process=own_process) as sender:
+        unguarded = sender.send([sender.request(url, timeout=1.0) for url in readable.values()])
+    return {
+        "ends": ends,
+        "packets": packets,
+        "connections": connections,
+        "reached_as_written": sorted(reached),
+        "reached_without_guard": sum(end.status == 200 for end in unguarded),
+    }
+
+
+def _is_name(url: str) -> bool:
+    try:
+        ip_address(parse(url).host)
+    except ValueError:
+        return True
+    return False
+
+
+def _rebind(hosts: Path, receiver: Receiver) -> list[Any]:
+    """A name that is public when it is first looked up, and private a moment later."""
+    slot._RESOLVED_FOR = 0
+    ends = []
+    with Sender(EgressPolicy()) as sender:
+        for address in ("8.8.8.8", "10.9.9.9", "127.0.0.1", "169.254.169.254", "8.8.8.8"):
+            hosts.write_text(f"{address} rebinding.test\n")
+            ends.append(_told(sender.post(f"http://rebinding.test:{receiver.port}/"))["failure"])
+            receiver.drop_connections()
+    return ends
 
 
 def _told(exchange: Exchange) -> dict[str, Any]:
