@@ -134,7 +134,8 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     ``lease`` is opaque: it is handed back when settling and is good for exactly this claim.
     ``fingerprint`` is the SHA-1 of the payload, in hexadecimal: the callback's identity.
     ``attempts`` counts the finished attempts before this one; ``first_claimed_ms`` is the store's clock,
-    in milliseconds since the epoch, when the callback was first claimed by any daemon.
+    in milliseconds since the epoch, when the callback was first claimed by any daemon. ``turn`` is ``<key>:<place>``
+    where callbacks of one key go one after the other, else empty.
     """
 
     lease: str
@@ -143,6 +144,7 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     attempts: int
     recoveries: int
     first_claimed_ms: int
+    turn: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,12 @@ class PutBack:
     """Settle as not sent: back to the head of pending, no attempt used."""
 
 
-Outcome = Delivered | Retry | Dead | PutBack
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Settle as waiting in retry for an earlier callback of its key, no attempt used."""
+
+
+Outcome = Delivered | Retry | Held | Dead | PutBack
 
 
 class Settlement(msgspec.Struct, frozen=True, gc=False):
@@ -406,6 +413,7 @@ class QueueView:
     memory: int | None = None
     paused: bool | None = None
     paused_destinations: int | None = None
+    unwell_destinations: int | None = None
     alerts_paused: bool | None = None
     error: str | None = None
 

@@ -23,8 +23,8 @@ _UNAVAILABLE = "is not available yet in this version"
 
 # The daemon's own keys of a queue, after its prefix.
 _OWN_KEYS = (
-    *("leases", "retry", "dead", "records", "payloads", "returned", "fence", "sightings", "lock_seen", "daemons"),
-    *("audit", "trash", "trash_notes", "paused", "answers"),
+    *("leases", "retry", "dead", "records", "payloads", "returned", "fence", "order", "sightings", "lock_seen"),
+    *("daemons", "audit", "trash", "trash_notes", "paused", "breakers", "answers"),
     *("alerts", "alert_times", "alerts_open", "alerts_turn", "alerts_paused"),
 )
 
@@ -126,14 +126,9 @@ def refuse_low_max_ttl(at: Place, queue: QueueConfig) -> Iterator[Finding]:
 
 
 def refuse_unavailable_in_queue(at: Place, queue: QueueConfig) -> Iterator[Finding]:
-    """What this version does not have yet: `per_destination.rate` and `.bandwidth`, `signing`, `breaker`,
-    `coalesce`, and a `request.body` from a template or a renderer."""
+    """What this version does not have yet: `signing`, `coalesce`, and a `request.body` from a template or a renderer."""
     delivery = queue.delivery
-    if delivery.per_destination.rate is not None:
-        yield _unavailable((*at, "delivery", "per_destination", "rate"), "a rate", "leave it null")
-    if delivery.per_destination.bandwidth is not None:
-        yield _unavailable((*at, "delivery", "per_destination", "bandwidth"), "a bandwidth", "leave it null")
-    for name in ("signing", "breaker", "coalesce"):
+    for name in ("signing", "coalesce"):
         if getattr(delivery, name) is not None:
             yield _unavailable((*at, "delivery", name), "a mapping", "leave it null")
     body = delivery.request.body
@@ -174,11 +169,10 @@ def refuse_slow_destinations(config: Config) -> Iterator[Finding]:
 
 
 def refuse_unavailable_in_destinations(config: Config) -> Iterator[Finding]:
-    """What destinations do not have yet: `rate`, `bandwidth`, `signing`, `breaker`, `coalesce`, and a
-    `request.body` from a template or a renderer."""
+    """What destinations do not have yet: `signing`, `coalesce`, and a `request.body` from a template or a renderer."""
     for position, entry in enumerate(config.destinations):
         at: Place = ("destinations", position)
-        for name in ("rate", "bandwidth", "signing", "breaker", "coalesce"):
+        for name in ("signing", "coalesce"):
             if getattr(entry, name) is not None:
                 yield _unavailable((*at, name), "set", "leave it null")
         if entry.request is not None and isinstance(entry.request.body, TemplateBody | RendererBody):

@@ -438,9 +438,9 @@ def _names(copies: Counter[bytes], used: dict[bytes, set[int]]) -> Iterator[str]
 
 
 def _recoveries(memory: bytes | None) -> int:
-    """Of ``attempts|recoveries|first ms|returned ms``."""
+    """Of ``attempts|recoveries|first ms|returned ms``; in front of the last there may be a turn."""
     parts = (memory or b"").split(b"|")
-    return int(parts[1]) if len(parts) == 4 and parts[1].isdigit() else 0
+    return int(parts[1]) if len(parts) in (4, 5) and parts[1].isdigit() else 0
 
 
 def _fitting(found: Sequence[_Candidate], length: int) -> Iterator[list[_Candidate]]:

@@ -25,6 +25,7 @@ class QueueKeys:
     payloads: str  # hash: id to payload, for what is in retry or dead
     returned: str  # hash: SHA-1 of a payload back in pending to attempts|recoveries|first ms|returned ms
     fence: str  # string: integer, one more for each claim
+    order: str  # sorted set, by name: "<key>:<place>|<lease without it>" of what has left pending and has not ended
     sightings: str  # sorted set: "<SHA-1>#<k>" of what others have in processing by first sighting, ms
     lock_seen: str  # hash: value, first_ms, seen_ms of the send lock as it was seen
     daemons: str  # sorted set: lock value of a daemon by its last heartbeat, ms
@@ -32,6 +33,7 @@ class QueueKeys:
     trash: str  # sorted set: id of a reset by the end of its keeping, ms
     trash_notes: str  # hash: id of a reset to JSON
     paused: str  # hash: "" (the queue) or a destination to JSON
+    breakers: str  # hash: a destination whose circuit is not closed to "<phase> <until ms> <openings> <since ms>"
     answers: str  # sorted set: id of a kept answer of the API by the end of its keeping, ms
     alerts: str  # hash: id of an alert to "<state> <times taken> <JSON>"
     alert_times: str  # sorted set: id of an alert by the time it was admitted, ms
@@ -66,6 +68,7 @@ class QueueKeys:
             payloads=f"{prefix}:payloads",
             returned=f"{prefix}:returned",
             fence=f"{prefix}:fence",
+            order=f"{prefix}:order",
             sightings=f"{prefix}:sightings",
             lock_seen=f"{prefix}:lock_seen",
             daemons=f"{prefix}:daemons",
@@ -73,6 +76,7 @@ class QueueKeys:
             trash=f"{prefix}:trash",
             trash_notes=f"{prefix}:trash_notes",
             paused=f"{prefix}:paused",
+            breakers=f"{prefix}:breakers",
             answers=f"{prefix}:answers",
             alerts=f"{prefix}:alerts",
             alert_times=f"{prefix}:alert_times",

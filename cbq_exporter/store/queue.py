@@ -18,6 +18,7 @@ from cbq_exporter.model import (
     Dead,
     DeadLetter,
     Delivered,
+    Held,
     LockState,
     PutBack,
     Recovery,
@@ -41,6 +42,7 @@ _MOST_STEPS = 100_000  # elements of processing to walk over
 _PAGE_BYTES = 1024 * 1024
 _PAGE_ITEMS = 2000
 _MOST_LEASES = 10_000  # expired ones, in one look
+_HELD_MS = 60_000  # until a callback that nobody has told of its turn asks
 _SWEEP_PAGES = 100  # in one sweep
 _LATE = 1.0  # seconds that the store's clock may be read too early
 
@@ -108,13 +110,24 @@ class Queue:
         return head is not None
 
     async def claim(
-        self, *, count: int, max_bytes: int, lease: float, lock_ttl: float, from_pending: int | None = None
+        self,
+        *,
+        count: int,
+        max_bytes: int,
+        lease: float,
+        lock_ttl: float,
+        from_pending: int | None = None,
+        order_by: str | None = None,
     ) -> Claim | None:
         """Take up to ``count`` callbacks under a lease of ``lease`` seconds; None where the lock is not ours.
 
         At most ``max_bytes`` are taken, but always at least one callback, and never more than one script may
         take: where fewer came than wait, claim again. Due retries go first at every other claim, pending
         callbacks at the others; ``from_pending`` bounds the latter.
+
+        With ``order_by``, a field of the items, callbacks with the same value there have turns: one is taken only
+        where every earlier one has ended or is taken by the same call. What waits for its turn goes to retry, so there
+        may be callbacks left where none came.
         """
         k = self.keys
         answer = await self._connections.run_named(
@@ -130,6 +143,7 @@ class Queue:
                 k.returned,
                 k.fence,
                 k.last_send,
+                *((k.order,) if order_by else ()),
             ],
             [
                 self.lock_value,
@@ -140,6 +154,7 @@ class Queue:
                 count if from_pending is None else from_pending,
                 LAST_SEND_TTL,
                 self._latest_ms(),
+                *((order_by,) if order_by else ()),
             ],
         )
         if answer[0] == 0:
@@ -167,11 +182,14 @@ class Queue:
         k = self.keys
         args: list[str | bytes | int] = [STATS_TTL, _MOST_STEPS]
         size = 0
+        has_turns = False
         for number, settlement in enumerate(settlements):
             size += len(settlement.claimed.payload)
             if number and (number >= _MOST_ITEMS or size > _MOST_BYTES):
                 break
             args += _settle_args(settlement)
+            if settlement.claimed.turn:
+                has_turns = True
         answer = await self._connections.run_named(
             "settle",
             [
@@ -185,6 +203,7 @@ class Queue:
                 k.returned,
                 k.stats_sent,
                 k.stats_failed,
+                *((k.order,) if has_turns else ()),
             ],
             args,
         )
@@ -202,6 +221,18 @@ class Queue:
             returned += settled.count(Settled.DONE)
             del last_first[: len(settled)]
         return returned
+
+    async def hasten(
+        self, destination: str, kinds: Sequence[str], count: int, *, passed: int, most: int
+    ) -> tuple[int, int]:
+        """Make up to ``count`` callbacks due that wait in retry for ``destination`` by failures of these ``kinds``.
+
+        Of those not yet due ``passed`` are passed over and ``most`` looked at. Returns how many were made due, and how
+        many looked at: where that is less than ``most`` though fewer were made due than asked, there are no more.
+        """
+        arguments = [records.mark_of_waiting(destination), count, passed, min(most, _MOST_ITEMS), *kinds]
+        made, looked = await self._connections.run_named("hasten", [self.keys.retry, self.keys.records], arguments)
+        return made, looked
 
     async def extend(self, leases: Sequence[str], lease: float) -> list[bool]:
         """Set the deadlines of leases to ``lease`` seconds from now; False for each that is not held any more."""
@@ -264,7 +295,7 @@ class Queue:
                 record = b"" if payload is None else records.of_poison(str(lease), payload)
                 args += [lease, payload or b"", record]
             codes = await self._connections.run_named(
-                "recover", [k.leases, k.processing, k.pending, k.dead, k.records, k.payloads, k.returned], args
+                "recover", [k.leases, k.processing, k.pending, k.dead, k.records, k.payloads, k.returned, k.order], args
             )
             total += Recovery(codes.count(1), codes.count(2), codes.count(3))
         return total
@@ -412,7 +443,7 @@ class Queue:
                 old += [name, value]
         forgotten = 0
         if old:
-            forgotten = await self._connections.run_named("forget", [self.keys.returned], old)
+            forgotten = await self._connections.run_named("forget", [self.keys.returned, self.keys.order], old)
         return int(answer[0]), forgotten
 
 
@@ -426,6 +457,8 @@ def _settle_args(settlement: Settlement) -> list[str | bytes | int]:
         case Retry():
             kind = "r" if outcome.attempt_used else "w"
             return [claim.lease, claim.payload, kind, _ms(outcome.delay), records.of_settlement(settlement, outcome)]
+        case Held():
+            return [claim.lease, claim.payload, "h", _HELD_MS, records.of_settlement(settlement, outcome)]
         case Dead():
             kind = "x" if outcome.attempt_used else "z"
             return [claim.lease, claim.payload, kind, 0, records.of_settlement(settlement, outcome)]

@@ -1,7 +1,8 @@
 """What is kept with a callback that waits for a retry or is dead, and how leases are read.
 
 A lease says all about its claim, so that claiming writes one sorted set and no record:
-``<claimed ms>-<token>-<n>|<SHA-1 of the payload>|<attempts>|<recoveries>|<first claimed ms>``.
+``<claimed ms>-<token>-<n>|<SHA-1 of the payload>|<attempts>|<recoveries>|<first claimed ms>``, and where callbacks of
+one key go one after the other ``|<key>:<place>``, its turn.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from typing import Any
 import msgspec
 
 from cbq_exporter import item
-from cbq_exporter.model import Claimed, Dead, DeadLetter, DeadReason, Failure, Retry, Settlement
+from cbq_exporter.model import Claimed, Dead, DeadLetter, DeadReason, Failure, Held, Retry, Settlement
 
 _MAX_TEXT = 2000
 _MAX_URL = 8192
+_MAX_NAME = 300
+
+_WAITING = Failure("waiting", detail="an earlier callback of its key has not ended")
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
-_LEASE = re.compile(r"[0-9]{13}-[0-9]+-[0-9]+\|[0-9a-f]{40}\|[0-9]+\|[0-9]+\|[0-9]+")
+_LEASE = re.compile(r"[0-9]{13}-[0-9]+-[0-9]+\|[0-9a-f]{40}\|[0-9]+\|[0-9]+\|[0-9]+(\|[0-9a-f]+:[0-9]+)?")
 
 
 def is_lease(text: str) -> bool:
@@ -30,8 +34,8 @@ def is_lease(text: str) -> bool:
 
 def claimed(lease: bytes, payload: bytes) -> Claimed:
     text = lease.decode("ascii")
-    _, fingerprint, attempts, recoveries, first_ms = text.split("|")
-    return Claimed(text, fingerprint, payload, int(attempts), int(recoveries), int(first_ms))
+    _, fingerprint, attempts, recoveries, first_ms, *turn = text.split("|")
+    return Claimed(text, fingerprint, payload, int(attempts), int(recoveries), int(first_ms), turn[0] if turn else "")
 
 
 def fingerprint_of(lease: str) -> str:
@@ -43,24 +47,30 @@ def claimed_at(lease: str) -> float:
     return int(lease[:13]) / 1000
 
 
-def of_settlement(settlement: Settlement, outcome: Retry | Dead) -> bytes:
-    """The record of a retry or a dead letter; ``claim.lua`` reads attempts, recoveries and first_ms back."""
+def of_settlement(settlement: Settlement, outcome: Retry | Held | Dead) -> bytes:
+    """The record of a retry or a dead letter; ``claim.lua`` reads attempts, recoveries, first_ms and turn back."""
     claim = settlement.claimed
     return _record(
-        attempts=claim.attempts + outcome.attempt_used,
+        attempts=claim.attempts + (not isinstance(outcome, Held) and outcome.attempt_used),
         recoveries=claim.recoveries,
         first_ms=claim.first_claimed_ms,
         size=len(claim.payload),
         url=settlement.url,
         destination=settlement.destination,
         reason=outcome.reason.value if isinstance(outcome, Dead) else "",
-        failure=outcome.failure,
+        failure=_WAITING if isinstance(outcome, Held) else outcome.failure,
+        turn=claim.turn,
     )
+
+
+def mark_of_waiting(destination: str) -> bytes:
+    """What the record of a retry to ``destination`` contains (see ``_record``), up to the kind of its failure."""
+    return b'"destination":' + _encode(_storable(destination, _MAX_NAME)) + b',"reason":"","kind":"'
 
 
 def of_poison(lease: str, payload: bytes) -> bytes:
     """The record of a callback whose daemon went away too often while it was in flight."""
-    _, _, attempts, recoveries, first_ms = lease.split("|")
+    _, _, attempts, recoveries, first_ms, *_ = lease.split("|")
     count = int(recoveries) + 1
     return _record(
         attempts=int(attempts),
@@ -131,15 +141,17 @@ def _record(
     destination: str,
     reason: str,
     failure: Failure,
+    turn: str = "",
 ) -> bytes:
     return _encode(
         {
+            **({"turn": turn} if turn else {}),
             "attempts": attempts,
             "recoveries": recoveries,
             "first_ms": first_ms,
             "size": size,
             "url": _storable(url, _MAX_URL),
-            "destination": _storable(destination, 300),
+            "destination": _storable(destination, _MAX_NAME),  # these three in this order
             "reason": reason,
             "kind": failure.kind,
             "status": failure.status,

@@ -1,7 +1,8 @@
 """The trash of one queue: what resets have moved out of the way, each under an id, until it expires or is put back.
 
-A reset moves all keys but three: the fence only ever counts up, because ids are made from it; a pause is an
-operator's decision, not a part of the queue; and what is known about daemons, locks and resets is no content.
+A reset moves all keys but four: the fence only ever counts up, because ids are made from it; the order forgets what is
+nowhere by itself; a pause is an operator's decision, not a part of the queue; and what is known about daemons, locks
+and resets is no content.
 """
 
 from __future__ import annotations

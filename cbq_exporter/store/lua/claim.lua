@@ -1,22 +1,29 @@
 -- Take due retries and pending callbacks into processing, each under a lease of its own.
 --
 -- KEYS  1 lock  2 pending  3 processing  4 leases  5 retry  6 records  7 payloads  8 returned
---       9 fence  10 last_send_time
+--       9 fence  10 last_send_time  11 order; only where callbacks of one key go one after the other
 -- ARGV  1 our lock value  2 lock TTL, ms  3 most callbacks  4 most bytes (one callback may exceed it)
 --       5 lease, ms  6 most of `count` that may come from pending  7 TTL of last_send_time, s
 --       8 our time, ms, past which nobody waits for the answer any more; 0 where it is not known
+--       9 with `order`: the field of an item that is its key
 -- Returns {1, now_ms, pending left, due time of the next retry or -1, from retry, lease, payload, lease, ...}
 --         or {0} where the lock is not ours (any more), or where this comes too late: a server that hung
 --         may find many claims when it goes on.
 --
 -- Leases are written before anything is moved: an error in between leaves a lease without a callback, which
 -- is swept, and never a callback without a lease.
+--
+-- Order. A callback that leaves pending for the first time is given its turn, "<key>:<place>", and keeps it until it
+-- has ended: `order` has "<turn>|<lease, without the turn>" for each, so that those of one key stand together, in
+-- their order. One is taken where every other in front of it is taken by this very claim; else it goes to retry, to
+-- be woken when its turn comes (settle.lua) or to ask again. What stands in front and is nowhere any more, because
+-- somebody has deleted our keys, is cleared away when it is in the way.
 local lock, pending, processing, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local retry, records, payloads, returned = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local fence, last_send = KEYS[9], KEYS[10]
+local fence, last_send, order = KEYS[9], KEYS[10], KEYS[11]
 local value, lock_ttl = ARGV[1], ARGV[2]
 local count, budget, lease_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local from_pending, last_send_ttl = tonumber(ARGV[6]), ARGV[7]
+local from_pending, last_send_ttl, order_by = tonumber(ARGV[6]), ARGV[7], ARGV[9]
 
 if redis.call('GET', lock) ~= value then
   return {0}
@@ -24,6 +31,7 @@ end
 -- A foreign type at one of the keys ends the script here or while reading, before anything is moved.
 redis.call('LLEN', processing)
 redis.call('ZCARD', leases)
+if order then redis.call('ZCARD', order) end
 local remembered = redis.call('HLEN', returned) > 0
 
 local time = redis.call('TIME')
@@ -35,18 +43,89 @@ end
 redis.call('PEXPIRE', lock, lock_ttl)
 local token = redis.call('INCR', fence)
 
+local KEY_LENGTH, TURN = 20, '%x+:%d+'
+local MOST_OF_A_KEY = 16 -- in one claim: they go one after the other and take room from others
+local ASKS_AGAIN_MS = 60000 -- should nobody wake it
+
 local out, scores, n, bytes = {1, now, 0, -1, 0}, {}, 0, 0
 
+local aside = 0 -- callbacks moved from pending to retry
+
 local function fits(size)
-  return n < count and (n == 0 or bytes + size <= budget)
+  return n + aside < count and (n + aside == 0 or bytes + size <= budget)
 end
 
-local function take(payload, fp, attempts, recoveries, first)
+local function rest_of_lease(fp, attempts, recoveries, first)
+  return string.format('%013d-%d-%d|%s|%d|%d|%013d', now, token, n + aside, fp, attempts, recoveries, first)
+end
+
+local function enter(turn, lease)
+  redis.call('ZREMRANGEBYLEX', order, '[' .. turn .. '|', '(' .. turn .. '}')
+  redis.call('ZADD', order, 0, turn .. '|' .. lease)
+end
+
+local taken_of = {} -- by key, how many
+local function take(payload, fp, attempts, recoveries, first, turn)
   n = n + 1
   bytes = bytes + #payload
-  local lease = string.format('%013d-%d-%d|%s|%d|%d|%013d', now, token, n, fp, attempts, recoveries, first)
+  local lease = rest_of_lease(fp, attempts, recoveries, first)
+  if turn then
+    enter(turn, lease)
+    local key = string.sub(turn, 1, KEY_LENGTH)
+    taken_of[key] = (taken_of[key] or 0) + 1
+    lease = lease .. '|' .. turn
+  end
   scores[2 * n - 1], scores[2 * n] = now + lease_ms, lease
   out[4 + 2 * n], out[5 + 2 * n] = lease, payload
+end
+
+local function new_turn(payload)
+  local readable, item = pcall(cjson.decode, payload)
+  if not readable then -- halves of surrogate pairs, which an item may have
+    readable, item = pcall(cjson.decode, (string.gsub(payload, '\\u[dD][89a-fA-F]%x%x', '?')))
+  end
+  local key = readable and type(item) == 'table' and item[order_by]
+  if type(key) == 'number' then
+    key = string.format('n%.17g', key)
+  elseif type(key) == 'string' then
+    key = 's' .. key
+  else
+    return nil
+  end
+  return string.format('%s:%013d%06d', string.sub(redis.sha1hex(key), 1, KEY_LENGTH), token, n + aside)
+end
+
+-- When what stands in front of `turn` will be tried, ms; nil: nothing does.
+local function in_front_of(turn)
+  local key = string.sub(turn, 1, KEY_LENGTH)
+  local taken = taken_of[key] or 0
+  if taken >= MOST_OF_A_KEY then return now end
+  while true do
+    local first = redis.call('ZRANGEBYLEX', order, '[' .. key .. ':', '(' .. turn, 'LIMIT', taken, 1)[1]
+    if not first then return nil end
+    local its_turn, id, rest = string.match(first, '^([^|]+)|([^|]+)|(.+)$')
+    if its_turn then
+      if redis.call('ZSCORE', leases, id .. '|' .. rest .. '|' .. its_turn) then return now end
+      local due = redis.call('ZSCORE', retry, id)
+      if due then return math.max(now, tonumber(due)) end
+      local memory = redis.call('HGET', returned, string.sub(rest, 1, 40))
+      if memory and string.find(memory, '|' .. its_turn .. '|', 1, true) then return now end
+    end
+    redis.call('ZREM', order, first)
+  end
+end
+
+local function set_aside(payload, fp, attempts, recoveries, first, turn, due)
+  aside = aside + 1
+  bytes = bytes + #payload
+  local lease = rest_of_lease(fp, attempts, recoveries, first)
+  local id = string.match(lease, '^[^|]+')
+  enter(turn, lease)
+  redis.call('HSET', records, id, string.format(
+    '{"attempts":%d,"recoveries":%d,"first_ms":%d,"turn":"%s","size":%d,"kind":"waiting"}',
+    attempts, recoveries, first, turn, #payload))
+  redis.call('HSET', payloads, id, payload)
+  redis.call('ZADD', retry, due + ASKS_AGAIN_MS, id)
 end
 
 local function next_due()
@@ -58,44 +137,64 @@ local function take_retries()
   if first_due < 0 or first_due > now then return end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now, 'LIMIT', 0, count - n)) do
     if not fits(redis.call('HSTRLEN', payloads, id)) then break end
-    local payload = redis.call('HGET', payloads, id)
-    if payload then
-      -- A record that is missing or broken must not stop the queue: the callback starts anew.
-      local _, record = pcall(cjson.decode, redis.call('HGET', records, id) or '')
-      if type(record) ~= 'table' then record = {} end
-      local function number(field, default)
-        local known = record[field]
-        return type(known) == 'number' and known >= 0 and known < 1e13 and math.floor(known) or default
-      end
-      take(payload, redis.sha1hex(payload), number('attempts', 0), number('recoveries', 0), number('first_ms', now))
-      due[#due + 1] = payload
+    -- A record that is missing or broken must not stop the queue: the callback starts anew.
+    local _, record = pcall(cjson.decode, redis.call('HGET', records, id) or '')
+    if type(record) ~= 'table' then record = {} end
+    local turn = order and type(record.turn) == 'string' and string.match(record.turn, TURN) or nil
+    local waits = turn and in_front_of(turn)
+    local payload = not waits and redis.call('HGET', payloads, id)
+    if payload and order and not turn then -- it waited here before there was an order
+      turn = new_turn(payload)
+      waits = turn and in_front_of(turn)
     end
-    ended[#ended + 1] = id
+    if waits then
+      redis.call('ZADD', retry, waits + ASKS_AGAIN_MS, id)
+    else
+      if payload then
+        local function number(field, default)
+          local known = record[field]
+          return type(known) == 'number' and known >= 0 and known < 1e13 and math.floor(known) or default
+        end
+        local first = number('first_ms', now)
+        take(payload, redis.sha1hex(payload), number('attempts', 0), number('recoveries', 0), first, turn)
+        due[#due + 1] = payload
+      end
+      ended[#ended + 1] = id
+    end
   end
 end
 
-local taken = {}
+local taken, is_aside = {}, {}
 local function take_pending()
   -- The first tells how large they are. In small pages, because sizes differ: after small ones may come images of
   -- a megabyte, and all of a page is read.
   local page_size = 1
-  while #taken < from_pending and n < count do
-    local want = math.min(page_size, from_pending - #taken, count - n)
-    local page = redis.call('LRANGE', pending, #taken, #taken + want - 1)
+  while #taken + aside < from_pending and n + aside < count do
+    local looked_at = #taken + aside
+    local want = math.min(page_size, from_pending - looked_at, count - n - aside)
+    local page = redis.call('LRANGE', pending, looked_at, looked_at + want - 1)
     for _, payload in ipairs(page) do
       if not fits(#payload) then return end
       local fp = redis.sha1hex(payload)
-      local attempts, recoveries, first
+      local attempts, recoveries, first, turn
       local memory = remembered and redis.call('HGET', returned, fp)
       if memory then
         attempts, recoveries, first = string.match(memory, '^(%d+)|(%d+)|(%d+)')
+        turn = order and string.match(memory, '^%d+|%d+|%d+|(' .. TURN .. ')|')
         redis.call('HDEL', returned, fp)
       end
-      take(payload, fp, attempts or 0, recoveries or 0, first or now)
-      taken[#taken + 1] = payload
+      if order then turn = turn or new_turn(payload) end
+      local waits = turn and in_front_of(turn)
+      if waits then
+        is_aside[#taken + aside + 1] = true
+        set_aside(payload, fp, attempts or 0, recoveries or 0, first or now, turn, waits)
+      else
+        take(payload, fp, attempts or 0, recoveries or 0, first or now, turn)
+        taken[#taken + 1] = payload
+      end
     end
     if #page < want then return end
-    page_size = math.max(1, math.min(64, math.floor((budget - bytes) * n / bytes)))
+    page_size = math.max(1, math.min(64, math.floor((budget - bytes) * (n + aside) / bytes)))
   end
 end
 
@@ -118,20 +217,28 @@ end
 if n > 0 then
   in_chunks('ZADD', leases, scores)
   in_chunks('RPUSH', processing, due)
-  if bytes > 4096 * n then
+  if bytes > 4096 * (n + aside) then
     -- Large ones are moved by name: as values they would go to the append-only file and to replicas once more.
-    for _ = 1, #taken do redis.call('LMOVE', pending, processing, 'LEFT', 'RIGHT') end
-  elseif #taken > 0 then
+    for place = 1, #taken + aside do
+      if is_aside[place] then
+        redis.call('LPOP', pending)
+      else
+        redis.call('LMOVE', pending, processing, 'LEFT', 'RIGHT')
+      end
+    end
+  elseif #taken + aside > 0 then
     in_chunks('RPUSH', processing, taken)
-    redis.call('LTRIM', pending, #taken, -1)
+    redis.call('LTRIM', pending, #taken + aside, -1)
   end
   redis.call('SET', last_send, string.format('%d.%06d', time[1], time[2]), 'EX', last_send_ttl)
+elseif aside > 0 then
+  redis.call('LTRIM', pending, aside, -1)
 end
 in_chunks('ZREM', retry, ended)
 in_chunks('HDEL', payloads, ended)
 in_chunks('HDEL', records, ended)
 
 out[3] = redis.call('LLEN', pending)
-out[4] = #ended > 0 and next_due() or first_due
+out[4] = (order or #ended > 0) and next_due() or first_due
 out[5] = #due
 return out

@@ -1,15 +1,16 @@
 -- Bring callbacks whose lease has run out back to the head of pending, or to the dead letters after too many.
 --
--- KEYS  1 leases  2 processing  3 pending  4 dead  5 records  6 payloads  7 returned
+-- KEYS  1 leases  2 processing  3 pending  4 dead  5 records  6 payloads  7 returned  8 order
 -- ARGV  1 most recoveries; then three for each callback, the last of processing first:
 --       lease, payload, record for a dead letter ('' where all of processing holds no such callback)
 -- Returns for each callback 0 left alone: the lease is gone, extended or not yet over | 1 back in pending
 --         | 2 dead | 3 only the lease went: there was no such callback
 --
 -- The lease ends first, then the new place is written, then the old one cleared, as in settle. The search
--- begins at the tail, where the caller's walk began: of equal callbacks the one that it saw is taken.
+-- begins at the tail, where the caller's walk began: of equal callbacks the one that it saw is taken. One that goes
+-- back to pending keeps its turn (claim.lua).
 local leases, processing, pending, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local records, payloads, returned = KEYS[5], KEYS[6], KEYS[7]
+local records, payloads, returned, order = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local max_recoveries = tonumber(ARGV[1])
 local n = (#ARGV - 1) / 3
 
@@ -20,6 +21,7 @@ redis.call('ZCARD', dead)
 redis.call('HLEN', records)
 redis.call('HLEN', payloads)
 redis.call('HLEN', returned)
+redis.call('ZCARD', order)
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -33,10 +35,11 @@ for i = 1, n do
     result[i] = 0
   else
     redis.call('ZREM', leases, lease)
+    local rest, turn = string.match(lease, '^(.+)|(%x+:%d+)$')
     if record == '' or not redis.call('LPOS', processing, payload, 'RANK', -1) then
       result[i] = 3
     else
-      local id, fp, attempts, recoveries, first = string.match(lease, '^([^|]+)|(%x+)|(%d+)|(%d+)|(%d+)$')
+      local id, fp, attempts, recoveries, first = string.match(rest or lease, '^([^|]+)|(%x+)|(%d+)|(%d+)|(%d+)$')
       recoveries = tonumber(recoveries) + 1
       if recoveries > max_recoveries then
         redis.call('HSET', records, id, record)
@@ -45,11 +48,13 @@ for i = 1, n do
         result[i] = 2
       else
         redis.call('LPUSH', pending, payload)
-        redis.call('HSET', returned, fp, string.format('%d|%d|%s|%d', attempts, recoveries, first, now))
+        local memory = string.format('%d|%d|%s|', attempts, recoveries, first) .. (turn and turn .. '|' or '')
+        redis.call('HSET', returned, fp, memory .. string.format('%d', now))
         result[i] = 1
       end
       redis.call('LREM', processing, -1, payload)
     end
+    if turn and result[i] > 1 then redis.call('ZREM', order, turn .. '|' .. rest) end
   end
 end
 return result

@@ -1,11 +1,12 @@
 -- End claims: delivered, to be retried, dead, or put back. Only a lease that is still held counts.
 --
 -- KEYS  1 leases  2 processing  3 pending  4 retry  5 dead  6 records  7 payloads  8 returned
---       9 stats:sent  10 stats:failed
+--       9 stats:sent  10 stats:failed  11 order; only where a lease has a turn (claim.lua)
 -- ARGV  1 TTL of the stats, s  2 most elements of processing to walk over
 --       then five for each callback:
 --       lease, payload, kind, delay in ms (retries), record (retries and dead letters)
 --       kind  d delivered | r retry, an attempt failed | w retry, no attempt made
+--             h retry, until its turn comes
 --             x dead, an attempt failed | z dead, no attempt made | b back to the head of pending,
 --       each in front of the one before
 -- Returns for each callback 1 settled | 0 the lease is not held: nothing was done
@@ -13,10 +14,11 @@
 --         The answer is shorter where the walks get too long: the rest was not looked at.
 --
 -- Ending the lease is the fence. It comes first, and adds nothing: a full memory does not stop what frees it.
--- Then the new place is written, then the old one cleared: never one too few.
+-- Then the new place is written, then the old one cleared: never one too few. A callback that ends passes the turn on:
+-- those of its key that wait in retry for nothing else are due now.
 local leases, processing, pending, retry = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local dead, records, payloads, returned = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local stats_sent, stats_failed = KEYS[9], KEYS[10]
+local stats_sent, stats_failed, order = KEYS[9], KEYS[10], KEYS[11]
 local stats_ttl, most_steps = ARGV[1], tonumber(ARGV[2])
 local n = (#ARGV - 2) / 5
 
@@ -28,7 +30,7 @@ end
 -- A foreign type at one of the keys ends the script here, before anything is written.
 local length, held = redis.call('LLEN', processing), redis.call('ZCARD', leases)
 local now = 0
-if not all_delivered then
+if order or not all_delivered then
   redis.call('LLEN', pending)
   redis.call('ZCARD', retry)
   redis.call('ZCARD', dead)
@@ -38,6 +40,7 @@ if not all_delivered then
   local time = redis.call('TIME')
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
+if order then redis.call('ZCARD', order) end
 
 -- Our own claims are at the tail; what others left behind gathers at the head. Search from the nearer end.
 local ours = 2 * held + 64
@@ -51,6 +54,30 @@ local function find(payload)
   -- To here and, to take it out, once more.
   walked = walked + (not place and length or 2 * (from == 1 and place + 1 or length - place))
   return place
+end
+
+local MOST_WOKEN = 16 -- as many as one claim takes of a key
+
+local function pass_on(lease)
+  local rest, turn, key = string.match(lease, '^(.+)|((%x+):%d+)$')
+  if not turn then return end
+  redis.call('ZREM', order, turn .. '|' .. rest)
+  local next_ones = redis.call('ZRANGEBYLEX', order, '[' .. key .. ':', '(' .. key .. ';', 'LIMIT', 0, MOST_WOKEN)
+  for _, next_one in ipairs(next_ones) do
+    local id = string.match(next_one, '^[^|]+|([^|]+)')
+    local due = id and redis.call('ZSCORE', retry, id)
+    if not due then return end
+    if tonumber(due) > now then redis.call('ZADD', retry, now, id) end
+  end
+end
+
+local function due_behind_others(lease, delay)
+  local rest, turn, key = string.match(lease, '^(.+)|((%x+):%d+)$')
+  if not turn then return now end
+  local first = redis.call('ZRANGEBYLEX', order, '[' .. key .. ':', '(' .. turn, 'LIMIT', 0, 1)[1]
+  if not first then return now end
+  local id = string.match(first, '^[^|]+|([^|]+)')
+  return math.max(now, tonumber(id and redis.call('ZSCORE', retry, id) or 0)) + delay
 end
 
 local result, sent, failed, seen = {}, 0, 0, {}
@@ -72,8 +99,9 @@ local function settle(i)
   else
     redis.call('HSET', records, id, ARGV[at + 5])
     redis.call('HSET', payloads, id, payload)
-    if kind == 'r' or kind == 'w' then
-      redis.call('ZADD', retry, now + tonumber(ARGV[at + 4]), id)
+    if kind == 'r' or kind == 'w' or kind == 'h' then
+      local delay = tonumber(ARGV[at + 4])
+      redis.call('ZADD', retry, kind == 'h' and due_behind_others(lease, delay) or now + delay, id)
     else
       redis.call('ZADD', dead, now, id)
     end
@@ -95,7 +123,12 @@ for first = 1, n, at_once do
     end
   end
   if #ending > 0 then redis.call('ZREM', leases, unpack(ending)) end
-  for i = first, last do result[i] = is_held[i - first + 1] and settle(i) or 0 end
+  for i = first, last do
+    result[i] = is_held[i - first + 1] and settle(i) or 0
+    if order and result[i] > 0 and (result[i] == 2 or string.find('dxz', ARGV[5 * i], 1, true)) then
+      pass_on(ARGV[5 * i - 2])
+    end
+  end
 end
 
 -- What is wrong with a statistic does not stop deliveries.
