@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements/run.lock requirements/dev.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format docs bench demo lock clean
+.PHONY: help run test lint format docs bench demo loop lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -17,6 +17,9 @@ run: $(VENV)/.run ## Start the daemon with config.yaml (its own store, nothing t
 
 demo: $(VENV)/.run ## One minute of what the product does: load, failures, retries, live view
 	@exec $(BIN)/cbq-exporter demo
+
+loop: $(VENV)/.dev ## A fault, its alert, what heals it: with real Prometheus and Alertmanager
+	@exec $(BIN)/python -m loop $(ARGS)
 
 test: lint ## Lint, types, import contract and all tests
 	$(BIN)/pytest $(ARGS)

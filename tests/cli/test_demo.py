@@ -18,6 +18,7 @@ from cbq_exporter.cli.demo.process import Totals
 from cbq_exporter.cli.demo.reckoning import reckon
 from cbq_exporter.cli.demo.view import summary
 from cbq_exporter.model import DeadLetter, Failure
+from tests.support.leftovers import needs_proc, processes_of
 
 ACCEPTED = {b"one": 1, b"two": 2, b"three": 3}
 
@@ -83,22 +84,6 @@ def _start(folder: str, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def _of_folder(folder: str) -> list[str]:
-    """The processes that have to do with ``folder``, by their command lines."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = file.read_text().replace("\0", " ")
-        except OSError:
-            continue
-        if folder in command:
-            found.append(command)
-    return found
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are looked for in /proc")
-
-
 @needs_proc
 @pytest.mark.slow
 def test_from_start_to_end() -> None:
@@ -113,7 +98,7 @@ def test_from_start_to_end() -> None:
         assert int(accepted) > 200
         assert re.search(r"^dead .*3 invalid_json", shown, re.MULTILINE)
         assert shown.endswith("\nNothing was lost.\n")
-        assert (os.listdir(folder), _of_folder(folder)) == ([], [])
+        assert (os.listdir(folder), processes_of(folder)) == ([], [])
 
 
 @needs_proc
@@ -130,14 +115,14 @@ def test_an_end_while_the_daemon_is_dead_leaves_nothing(number: int, code: int) 
             os.kill(int(daemon.parent.name), signal.SIGKILL)
             while _serves(daemon, folder):
                 time.sleep(0.005)
-            assert _of_folder(folder)  # its store lives on
+            assert processes_of(folder)  # its store lives on
             process.send_signal(number)
             _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
             process.wait()
         assert (process.returncode, errors) == (code, "cbq-exporter: interrupted\n" if code == 130 else "")
-        assert (os.listdir(folder), _of_folder(folder)) == ([], [])
+        assert (os.listdir(folder), processes_of(folder)) == ([], [])
 
 
 def _serves(cmdline: Path, folder: str) -> bool:
