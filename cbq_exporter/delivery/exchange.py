@@ -26,6 +26,7 @@ class Request(msgspec.Struct, eq=False, array_like=True):
     ``not_after`` is a reading of ``Clock.monotonic``: past it the request is not started any more.
     ``url`` comes from ``url.parse``; ``headers`` are whole lines, ``name: value``. With ``gzip`` the body goes out
     compressed, unless its headers say how it is encoded already. ``tls`` None: we show no certificate.
+    ``answer_bytes`` of the answer are read at least and kept, whatever its status; 0: the usual sample.
     """
 
     url: str
@@ -37,6 +38,7 @@ class Request(msgspec.Struct, eq=False, array_like=True):
     tag: Any = None
     gzip: bool = False
     tls: Certificates | None = None
+    answer_bytes: int = 0
 
 
 class Exchange(msgspec.Struct, gc=False, array_like=True):
@@ -44,7 +46,8 @@ class Exchange(msgspec.Struct, gc=False, array_like=True):
 
     ``failure`` is None exactly where ``200 <= status < 300``. ``status`` is 0 where no usable answer came.
     ``never_left`` means that not one byte of the request can have reached the receiver.
-    ``retry_after`` and ``duration`` are seconds; ``sample`` is the beginning of an answer that is not 2xx.
+    ``retry_after`` and ``duration`` are seconds; ``sample`` is the beginning of an answer that is not 2xx,
+    or of any where the request asks for its answer.
     """
 
     tag: Any

@@ -105,6 +105,7 @@ class OwnProcess:
                     self._number,
                     request.gzip,
                     request.tls,
+                    request.answer_bytes,
                 )
             )
         self._write(frame(REQUESTS, rows))

@@ -256,7 +256,8 @@ class Slot:
         return False
 
     def _succeeded(self, status: int) -> Exchange:
-        return Exchange(self.request.tag, status, None, None, b"", "", self.curl.getinfo(pycurl.TOTAL_TIME))
+        sample = self.sample if self.request.answer_bytes else b""
+        return Exchange(self.request.tag, status, None, None, sample, "", self.curl.getinfo(pycurl.TOTAL_TIME))
 
     def _not_2xx(self, status: int) -> Exchange:
         after = self.curl.getinfo(pycurl.RETRY_AFTER)
@@ -327,9 +328,11 @@ class Slot:
 
     def _on_body(self, data: bytes) -> int | None:
         self.received += len(data)
-        if len(self.sample) < SAMPLE_BYTES:
-            self.sample = (self.sample + data)[:SAMPLE_BYTES]
-        if self.received > self._around.max_response_bytes:
+        asked_for = self.request.answer_bytes
+        most = asked_for or SAMPLE_BYTES
+        if len(self.sample) < most:
+            self.sample = (self.sample + data)[:most]
+        if self.received > max(self._around.max_response_bytes, asked_for):
             self.overflowed = True
             return 0  # not what was offered: libcurl ends the transfer and the connection
         return None

@@ -137,6 +137,18 @@ def test_answers_are_read_to_a_limit(receiver: Receiver) -> None:
     assert receiver.connections == 3
 
 
+def test_an_answer_that_is_asked_for_is_kept_whatever_its_status(sender: Sender, receiver: Receiver) -> None:
+    page = bytes(range(256)) * 400
+    urls = [receiver.on(f"/{status}", Answer(status, body=page)) for status in (200, 422)]
+    asked = [sender.request(url, answer_bytes=110_000) for url in urls]
+    cut = sender.request(urls[0], answer_bytes=1000)
+    good, bad, part, usual = sender.send([*asked, cut, sender.request(urls[0])])
+    assert (good.failure, good.sample) == (None, page)
+    assert (bad.failure, bad.sample) == (FailureKind.HTTP_4XX, page)
+    assert (part.failure, part.sample) == (None, page[:1000])
+    assert (usual.failure, usual.sample) == (None, b"")
+
+
 def test_exchanges_come_on_the_event_loop(receiver: Receiver) -> None:
     class Watching(Sender):
         def _on_done(self, exchanges: list[Exchange]) -> None:
