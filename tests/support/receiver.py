@@ -17,6 +17,7 @@ import contextlib
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -78,6 +79,12 @@ class Connection:
     async def write(self, data: bytes) -> None:
         self._writer.write(data)
         await self._writer.drain()
+
+    def reset(self) -> None:
+        """Hang up with a RST: what was written and not taken yet may be lost."""
+        linger = struct.pack("ii", 1, 0)
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self._writer.transport.abort()
 
     async def gate(self) -> None:
         """Wait until the test calls ``Receiver.open_gate``."""
