@@ -73,6 +73,7 @@ def _info(**values: str) -> Examination:
         (_info(redis_version="6.0.16"), "problem", "version", "redis 6.0.16"),
         (_info(valkey_version="7.1.9"), "problem", "version", "valkey 7.1.9"),
         (_info(redis_mode="cluster"), "problem", "version", "cluster"),
+        (_info(redis_version="7.0.15"), "warning", "persistence", "Redis 7.0"),
         (_info(maxmemory_policy="allkeys-lru"), "problem", "eviction", "deletes whole lists"),
         (_info(maxmemory_policy="volatile-ttl"), "warning", "eviction", "the send lock"),
         (_info(used_memory="960"), "problem", "memory", "96%"),

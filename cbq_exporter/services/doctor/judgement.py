@@ -110,6 +110,13 @@ def _persistence(seen: Examination) -> Iterator[Finding]:
     do = "set appendonly yes and appendfsync always (or everysec, to lose a second at most)"
     if aof == "1":
         yield from _append_only_file(seen.appendfsync)
+        if "valkey_version" not in seen.info and seen.info.get("redis_version", "").startswith("7.0."):
+            # Its loader leaves half a transaction at the end of the file; what follows is taken for part of it.
+            yield warning(
+                "persistence",
+                "Redis 7.0, killed inside of a write, can lose acknowledged writes when it is killed once more",
+                "upgrade it, or use Valkey; until then run BGREWRITEAOF after each crash",
+            )
     elif seen.snapshots:
         yield warning("persistence", "snapshots only: a crash loses everything since the last one", do)
     elif seen.snapshots is None:
