@@ -23,24 +23,24 @@ class PerDestinationConfig(Section):
         32, description="Requests to one host at the same time."
     )
     rate: Annotated[float, kinds.rate()] | None = Field(
-        None, description="Requests to one host in a time. Not available yet: leave it null."
+        None, description="Requests to one host in a time, such as 50/s. Null: no limit."
     )
     bandwidth: Annotated[float, kinds.bandwidth()] | None = Field(
-        None, description="Request bytes to one host in a time. Not available yet: leave it null."
+        None, description="Request bytes to one host in a time, such as 10Mbit/s. Null: no limit."
     )
 
 
 class TemplateBody(Section):
     """A body made from a template file."""
 
-    template: Annotated[Path, kinds.path()] = Field(description="A Jinja2 template. Not available yet.")
+    template: Annotated[Path, kinds.path()] = Field(description="A Jinja2 template.")
 
 
 class RendererBody(Section):
     """A body made by a Python function."""
 
     renderer: Annotated[str, kinds.text(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "package.module:function")] = Field(
-        description="A Python function. Not available yet."
+        description="A Python function: cbq_exporter.rendering says of what, and to what."
     )
 
 
@@ -82,10 +82,19 @@ class RequestConfig(Section):
     body: Annotated[Literal["data", "item"] | TemplateBody | RendererBody, _BODY] = Field(
         "data",
         description="data posts the item's data field, item posts the whole item byte for byte. "
-        "Templates and renderers are not available yet.",
+        "{template: file.j2} makes any body of it, {renderer: 'package.module:function'} any request: see shaping.md.",
     )
     headers: dict[Annotated[str, kinds.header_name()], Annotated[str, kinds.header_value()]] = Field(
-        default_factory=dict, repr=False, description="Headers added to every request, name: value."
+        default_factory=dict,
+        repr=False,
+        description="Headers added to every request, name: value. One with {{ }} in it is a template.",
+    )
+    item_headers: tuple[Annotated[str, kinds.header_name()], ...] = Field(
+        (), description="Headers that an item may give, in its own field headers."
+    )
+    secrets: dict[Annotated[str, kinds.secret_name()], Annotated[str, kinds.secret_source()]] = Field(
+        default_factory=dict,
+        description="What templates and renderers know as secrets.NAME: a file each, or env:VARIABLE.",
     )
     gzip_from: Annotated[int, kinds.size(0, GIB)] | None = Field(
         None,
@@ -125,12 +134,12 @@ class CoalesceConfig(Section):
 
 
 class SigningConfig(Section):
-    """Signatures by Standard Webhooks, by which a receiver can tell our callbacks from others'. Not available yet."""
+    """Signatures by Standard Webhooks, by which a receiver can tell our callbacks from others'."""
 
     secrets_file: Annotated[Path, kinds.path()] | None = Field(
         None,
         description="A file with the secrets (whsec_...), each on a line. With several, a request carries a signature "
-        "by each, so that one can be replaced without a gap.",
+        "by each, so that one can be replaced without a gap. A reload reads them again.",
     )
     secrets_env: Annotated[str, kinds.text(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")] | None = (
         Field(None, description="An environment variable with the secrets, separated by spaces.")
@@ -138,15 +147,19 @@ class SigningConfig(Section):
 
 
 class BreakerConfig(Section):
-    """When a receiver that fails is left alone for a while. Its callbacks wait in retry. Not available yet."""
+    """When a receiver that fails is left alone for a while. Its callbacks wait in retry, and use up no attempt."""
 
+    enabled: Annotated[bool, kinds.flag()] = Field(True, description="false sends to it however often it fails.")
     failure_ratio: Annotated[float, kinds.share()] = Field(
-        0.5, description="It opens when this part of the attempts in the window has failed ..."
+        0.8, description="It opens when this part of the attempts in the window has failed ..."
     )
     min_attempts: Annotated[int, kinds.whole(1, 100_000)] = Field(20, description="... of so many at least.")
     window: Annotated[float, kinds.duration(SECOND, HOUR)] = Field(30 * SECOND, description="How far back is looked.")
     open_for: Annotated[float, kinds.duration(0.1, DAY)] = Field(
         30 * SECOND, description="How long nothing is sent; then a few attempts show whether it is well again."
+    )
+    longest_open: Annotated[float, kinds.duration(0.1, DAY)] = Field(
+        10 * MINUTE, description="Each time that these fail it is left alone for twice as long, up to this."
     )
     probes: Annotated[int, kinds.whole(1, 1000)] = Field(
         3, description="So many attempts must succeed in a row to close it."
@@ -198,8 +211,8 @@ class DeliveryConfig(Section):
         "names: egress judges only ports, addresses in URLs, and names that cannot be public (localhost, *.local, "
         "*.internal, names without a dot). Null: none, whatever the environment says.",
     )
-    signing: SigningConfig | None = Field(None, description="Signatures. Not available yet: leave it null.")
-    breaker: BreakerConfig | None = Field(None, description="A circuit breaker. Not available yet: leave it null.")
+    signing: SigningConfig | None = Field(None, description="Signatures. Null: none.")
+    breaker: BreakerConfig = BreakerConfig()
     coalesce: CoalesceConfig | None = Field(
         None, description="Several callbacks for one URL in one request. Not available yet: leave it null."
     )
@@ -278,8 +291,12 @@ class DestinationConfig(Section):
     concurrency: Annotated[int, kinds.whole(1, 10_000)] | None = Field(
         None, description="Requests at the same time. Null: per_destination.concurrency."
     )
-    rate: Annotated[float, kinds.rate()] | None = Field(None, description="Not available yet: leave it null.")
-    bandwidth: Annotated[float, kinds.bandwidth()] | None = Field(None, description="Not available yet: leave it null.")
+    rate: Annotated[float, kinds.rate()] | None = Field(
+        None, description="Requests in a time, such as 50/s. Null: per_destination.rate."
+    )
+    bandwidth: Annotated[float, kinds.bandwidth()] | None = Field(
+        None, description="Request bytes in a time, such as 10Mbit/s. Null: per_destination.bandwidth."
+    )
     timeout: Annotated[float, kinds.duration(0.01, HOUR)] | None = Field(
         None, description="Not longer than the queue's: the lease is made for that. Null: the queue's."
     )
@@ -288,7 +305,7 @@ class DestinationConfig(Section):
         None, description="What is different from the queue's: keys left out are its own, headers are added to its own."
     )
     retry: DestinationRetryConfig = DestinationRetryConfig()
-    signing: SigningConfig | None = Field(None, description="Not available yet: leave it null.")
-    breaker: BreakerConfig | None = Field(None, description="Not available yet: leave it null.")
+    signing: SigningConfig | None = Field(None, description="Null: the queue's.")
+    breaker: BreakerConfig | None = Field(None, description="Null: the queue's.")
     coalesce: CoalesceConfig | None = Field(None, description="Not available yet: leave it null.")
     tls: TlsConfig | None = Field(None, description="Certificates. Null: the queue's ca_file, and none of ours.")

@@ -46,7 +46,7 @@ _RECEIVER = r"(?:(?:https?://)?[A-Za-z0-9*._:\[\]-]{1,255}|https?://[A-Za-z0-9*.
 
 _PROXY = r"https?://(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})/?"
 
-_RESERVED_HEADERS = frozenset({"connection", "content-length", "host", "transfer-encoding"})
+RESERVED_HEADERS = frozenset({"connection", "content-length", "host", "transfer-encoding"})
 
 
 class Wrong(ValueError):
@@ -226,7 +226,7 @@ def header_name() -> Kind:
 
     def parse(value: object, written: bool) -> object:
         name = inner.parse(value, written)
-        if isinstance(name, str) and name.lower() in _RESERVED_HEADERS:
+        if isinstance(name, str) and name.lower() in RESERVED_HEADERS:
             raise Wrong("is set for each request and cannot be given here")
         return name
 
@@ -235,6 +235,18 @@ def header_name() -> Kind:
 
 def header_value() -> Kind:
     return text(_HEADER_VALUE, "a text of printable ASCII on one line (a number needs quotes)")
+
+
+def secret_name() -> Kind:
+    return text(r"[a-z_][a-z0-9_]{0,63}", "a name of a-z, 0-9 and _")
+
+
+def secret_source() -> Kind:
+    """Where a secret is read. A path begins in a way that a secret written here by mistake does not."""
+    return text(
+        r"env:[A-Za-z_][A-Za-z0-9_]*|\.{0,2}/[^\x00-\x1f\x7f]{1,1000}",
+        "env:NAME for an environment variable, or the path of a file that begins with / or ./",
+    )
 
 
 def rate() -> Kind:

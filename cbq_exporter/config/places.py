@@ -58,8 +58,9 @@ def shown_value(value: object, place: Place) -> str:
 
 
 def is_secret(place: Place) -> bool:
-    """Whether values here are not for every reader: the Redis URL, and headers, which carry tokens."""
-    return place[:1] == ("redis",) or "headers" in place
+    """Whether values here are not for every reader: the Redis URL, headers, which carry tokens, and what is named
+    secrets, where one may have been written by mistake."""
+    return place[:1] == ("redis",) or "headers" in place or "secrets" in place
 
 
 def is_within(place: Place, faulty: Collection[Place]) -> bool:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 
-from cbq_exporter.config import destinations, redis_url
-from cbq_exporter.config.delivery import RendererBody, TemplateBody
+from cbq_exporter.config import destinations, redis_url, requests
 from cbq_exporter.config.kinds import MINUTE, SECOND, write_duration
 from cbq_exporter.config.models import Config, QueueConfig
 from cbq_exporter.config.places import Finding, Place, shown
@@ -126,15 +125,10 @@ def refuse_low_max_ttl(at: Place, queue: QueueConfig) -> Iterator[Finding]:
 
 
 def refuse_unavailable_in_queue(at: Place, queue: QueueConfig) -> Iterator[Finding]:
-    """What this version does not have yet: `signing`, `coalesce`, and a `request.body` from a template or a renderer."""
+    """What this version does not have yet: `coalesce`."""
     delivery = queue.delivery
-    for name in ("signing", "coalesce"):
-        if getattr(delivery, name) is not None:
-            yield _unavailable((*at, "delivery", name), "a mapping", "leave it null")
-    body = delivery.request.body
-    if isinstance(body, TemplateBody | RendererBody):
-        kind = "a template" if isinstance(body, TemplateBody) else "a renderer"
-        yield _unavailable((*at, "delivery", "request", "body"), kind, "use data or item")
+    if delivery.coalesce is not None:
+        yield _unavailable((*at, "delivery", "coalesce"), "a mapping", "leave it null")
 
 
 # --- refused, for the whole ----------------------------------------------------------------------
@@ -169,14 +163,11 @@ def refuse_slow_destinations(config: Config) -> Iterator[Finding]:
 
 
 def refuse_unavailable_in_destinations(config: Config) -> Iterator[Finding]:
-    """What destinations do not have yet: `signing`, `coalesce`, and a `request.body` from a template or a renderer."""
+    """What destinations do not have yet: `coalesce`."""
     for position, entry in enumerate(config.destinations):
         at: Place = ("destinations", position)
-        for name in ("signing", "coalesce"):
-            if getattr(entry, name) is not None:
-                yield _unavailable((*at, name), "set", "leave it null")
-        if entry.request is not None and isinstance(entry.request.body, TemplateBody | RendererBody):
-            yield _unavailable((*at, "request", "body"), "a template or a renderer", "use data or item")
+        if entry.coalesce is not None:
+            yield _unavailable((*at, "coalesce"), "set", "leave it null")
 
 
 def refuse_missing_store(config: Config) -> Iterator[Finding]:
@@ -318,6 +309,8 @@ RULES: tuple[Rule, ...] = (
     refuse_unfit_routes,
     refuse_repeated_destinations,
     refuse_slow_destinations,
+    requests.refuse_signing_without_secrets,
+    requests.refuse_headers_of_signatures,
     destinations.refuse_uneven_times,
     destinations.refuse_unfit_certificates,
     refuse_unavailable_in_destinations,

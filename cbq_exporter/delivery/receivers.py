@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.config import (
     BreakerConfig,
     CoalesceConfig,
@@ -17,9 +18,11 @@ from cbq_exporter.config import (
     SigningConfig,
     TlsConfig,
 )
+from cbq_exporter.config.files import Files
 from cbq_exporter.config.matching import Match
 from cbq_exporter.delivery.exchange import Certificates
 from cbq_exporter.delivery.shaping import Shaper
+from cbq_exporter.delivery.signing import Signer, signer_of
 from cbq_exporter.delivery.url import Target
 from cbq_exporter.policy.retry import RetryRule
 
@@ -48,7 +51,7 @@ class Receiver:
     shaper: Shaper
     gzip_from: int | None
     retry: RetryRule
-    signing: SigningConfig | None
+    signer: Signer | None
     breaker: BreakerConfig | None
     coalesce: CoalesceConfig | None
     tls: Certificates | None
@@ -57,9 +60,18 @@ class Receiver:
 class Receivers:
     """Of one queue."""
 
-    def __init__(self, queue: QueueConfig, destinations: Sequence[DestinationConfig]) -> None:
-        self._usual = _usual(queue)
-        self._entries = [(Match.read(entry.match), _own(entry, self._usual, queue.delivery)) for entry in destinations]
+    def __init__(
+        self,
+        queue: QueueConfig,
+        destinations: Sequence[DestinationConfig],
+        *,
+        files: Files | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Raises ConfigError where a template, a renderer or a secret cannot be used."""
+        making = _Making(queue.delivery, files or Files(), clock)
+        self._usual = _usual(queue, making)
+        self._entries = [(Match.read(entry.match), _own(entry, self._usual, making)) for entry in destinations]
         self._by_host: dict[str, Receiver] = {}  # where the host decides
         self._candidates: dict[str, list[tuple[Match, Receiver]]] = {}  # where it does not: what may hold, by host
         self._by_url: dict[str, Receiver] = {}  # then
@@ -103,9 +115,36 @@ def _path(target: Target) -> str:
     return path if path.startswith("/") else f"/{path}"
 
 
-def _usual(queue: QueueConfig) -> Receiver:
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """What makes the parts of receivers that files have a say in."""
+
+    delivery: DeliveryConfig
+    files: Files
+    clock: Clock
+
+    def signer(self, signing: SigningConfig | None, place: str) -> Signer | None:
+        return None if signing is None else signer_of(signing, self.files, f"{place}.signing")
+
+    def shaper(
+        self, request: RequestConfig, signer: Signer | None, coalesce: CoalesceConfig | None, place: str
+    ) -> Shaper:
+        """One that does not sign where requests are put together: those are signed as a whole."""
+        return Shaper(
+            request,
+            max_bytes=self.delivery.max_request_bytes,
+            signer=signer if coalesce is None else None,
+            files=self.files,
+            place=f"{place}.request",
+            clock=self.clock,
+        )
+
+
+def _usual(queue: QueueConfig, making: _Making) -> Receiver:
     """What holds where no entry fits."""
     delivery, again = queue.delivery, queue.retry
+    place = f"queues[{queue.name}].delivery"
+    signer = making.signer(delivery.signing, place)
     return Receiver(
         name="",
         paused=False,
@@ -114,20 +153,24 @@ def _usual(queue: QueueConfig) -> Receiver:
         bandwidth=delivery.per_destination.bandwidth,
         timeout=delivery.timeout,
         connect_timeout=delivery.connect_timeout,
-        shaper=Shaper(delivery.request, max_bytes=delivery.max_request_bytes),
+        shaper=making.shaper(delivery.request, signer, delivery.coalesce, place),
         gzip_from=delivery.request.gzip_from,
         retry=RetryRule(
             again.max_attempts, again.max_age, again.base, again.cap, again.retry_after_cap, again.statuses
         ),
-        signing=delivery.signing,
+        signer=signer,
         breaker=delivery.breaker,
         coalesce=delivery.coalesce,
         tls=None,
     )
 
 
-def _own(entry: DestinationConfig, usual: Receiver, delivery: DeliveryConfig) -> Receiver:
-    again, request = entry.retry, _request(entry.request, delivery.request)
+def _own(entry: DestinationConfig, usual: Receiver, making: _Making) -> Receiver:
+    again, request = entry.retry, _request(entry.request, making.delivery.request)
+    place = f"destinations[{entry.name}]"
+    signer = _either(making.signer(entry.signing, place), usual.signer)
+    coalesce = _either(entry.coalesce, usual.coalesce)
+    differs = entry.request is not None or entry.signing is not None or entry.coalesce is not None
     return Receiver(
         name=entry.name,
         paused=entry.paused,
@@ -136,7 +179,7 @@ def _own(entry: DestinationConfig, usual: Receiver, delivery: DeliveryConfig) ->
         bandwidth=_either(entry.bandwidth, usual.bandwidth),
         timeout=_either(entry.timeout, usual.timeout),
         connect_timeout=_either(entry.connect_timeout, usual.connect_timeout),
-        shaper=usual.shaper if entry.request is None else Shaper(request, max_bytes=delivery.max_request_bytes),
+        shaper=making.shaper(request, signer, coalesce, place) if differs else usual.shaper,
         gzip_from=request.gzip_from,
         retry=RetryRule(
             _either(again.max_attempts, usual.retry.max_attempts),
@@ -146,21 +189,21 @@ def _own(entry: DestinationConfig, usual: Receiver, delivery: DeliveryConfig) ->
             _either(again.retry_after_cap, usual.retry.retry_after_cap),
             _statuses(again.statuses, usual.retry.statuses),
         ),
-        signing=_either(entry.signing, usual.signing),
+        signer=signer,
         breaker=_either(entry.breaker, usual.breaker),
-        coalesce=_either(entry.coalesce, usual.coalesce),
+        coalesce=coalesce,
         tls=_certificates(entry.tls),
     )
 
 
 def _request(own: RequestConfig | None, usual: RequestConfig) -> RequestConfig:
-    """``own`` where it says something; headers of both, each name once."""
+    """``own`` where it says something; headers and secrets of both, each name once."""
     if own is None:
         return usual
     named = {name.lower() for name in own.headers}
     headers = {name: value for name, value in usual.headers.items() if name.lower() not in named} | own.headers
     said = {key: getattr(own, key) for key in own.model_fields_set}
-    return usual.model_copy(update=said | {"headers": headers})
+    return usual.model_copy(update=said | {"headers": headers, "secrets": {**usual.secrets, **own.secrets}})
 
 
 def _statuses(own: Mapping[str, str], usual: Mapping[str, str]) -> Mapping[str, str]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from cbq_exporter import item
+from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.config import RequestConfig
+from cbq_exporter.config.files import Files
 from cbq_exporter.delivery import url
+from cbq_exporter.delivery.rendered import Rendering, is_template, rendering_of
+from cbq_exporter.delivery.signing import Signer
+from cbq_exporter.delivery.templates import OutputTooLarge, RenderError
+from cbq_exporter.delivery.values import Values
 from cbq_exporter.model import Claimed, DeadReason
 
 
@@ -55,38 +62,82 @@ def read(claimed: Claimed) -> Item | Unusable:
 
 
 class Shaper:
-    """Makes requests as one ``request`` section says: ``data`` posts that field of the item, ``item`` all of it."""
+    """Makes requests as one ``request`` section says, and signs them.
 
-    def __init__(self, request: RequestConfig, *, max_bytes: int) -> None:
-        self._posts_data = request.body == "data"
+    ``data`` posts that field of the item, ``item`` all of it. The rest is rendered anew for each attempt: bodies of
+    templates and renderers, headers that are templates, headers that the item may give. What is signed is what was
+    made last.
+    """
+
+    def __init__(
+        self,
+        request: RequestConfig,
+        *,
+        max_bytes: int,
+        signer: Signer | None = None,
+        files: Files | None = None,
+        place: str = "delivery.request",
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """``place`` is where the section stands. Raises ConfigError where a template, renderer or secret is no good."""
         self._max_bytes = max_bytes
+        self._signer = signer
+        self._clock = clock
+        self._posts_data = request.body == "data"
+        self._rendering = rendering_of(request, files or Files(), place)
         given = {name.lower() for name in request.headers}
-        self._headers = [f"{name}: {value}" for name, value in request.headers.items()]
+        self._headers = [f"{name}: {value}" for name, value in request.headers.items() if not is_template(value)]
         if "content-type" not in given:
             self._headers.append("content-type: application/json")
         self._sends_id = "webhook-id" not in given
 
     def shape(self, claimed: Claimed, read: Item) -> Shaped | Unusable:
-        body = claimed.payload
-        if self._posts_data:
-            data = read.fields.get("data")
-            if data is None:
-                return Unusable(
-                    DeadReason.NO_DATA,
-                    "the item has no `data` to post; to post whole items set delivery.request to {body: item}",
-                    read.target.url,
-                )
-            body = bytes(data)
+        headers = self._headers
+        if self._rendering is None:
+            body = self._plain_body(claimed, read)
+        else:
+            try:
+                body, headers = self._render(self._rendering, claimed, read)
+            except OutputTooLarge as error:
+                return Unusable(DeadReason.TOO_LARGE, self._rendering.masked(str(error)), read.target.url)
+            except RenderError as error:
+                return Unusable(DeadReason.RENDER, self._rendering.masked(str(error)), read.target.url)
+        if isinstance(body, Unusable):
+            return body
         if len(body) > self._max_bytes:
             return Unusable(
                 DeadReason.TOO_LARGE,
                 f"the body has {len(body):,} bytes; delivery.max_request_bytes allows {self._max_bytes:,}",
                 read.target.url,
             )
-        headers = self._headers
         if self._sends_id:
             headers = [*headers, f"webhook-id: {webhook_id(claimed)}"]
+        if self._signer is not None:
+            headers = [*headers, *self._signer.headers(webhook_id(claimed), int(self._clock.now()), body)]
         return Shaped(body, headers)
+
+    def _plain_body(self, claimed: Claimed, read: Item) -> bytes | Unusable:
+        if not self._posts_data:
+            return claimed.payload
+        data = read.fields.get("data")
+        if data is None:
+            return Unusable(
+                DeadReason.NO_DATA,
+                "the item has no `data` to post; to post whole items set delivery.request to {body: item}",
+                read.target.url,
+            )
+        return bytes(data)
+
+    def _render(self, rendering: Rendering, claimed: Claimed, read: Item) -> tuple[bytes | Unusable, list[str]]:
+        values = Values(claimed, read.fields, webhook_id(claimed), self._clock.now(), rendering.secrets)
+        own: Mapping[str, str] = {}
+        if rendering.body is None:
+            body = self._plain_body(claimed, read)
+            if isinstance(body, Unusable):
+                return body, []
+        else:
+            body, own = rendering.body(claimed, read.target.url, values, self._max_bytes)
+        return body, rendering.headers(read.fields, body, values, self._headers, own)
 
 
 def webhook_id(claimed: Claimed) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cbq_exporter.config import Config, QueueConfig, check, destinations, rules
+from cbq_exporter.config import Config, QueueConfig, check, destinations, requests, rules
 from cbq_exporter.store.keys import QueueKeys
 from tests.config.conftest import Load, Refused
 
@@ -107,9 +107,27 @@ CASES = [
         "destinations: [{name: a, match: a, tls: {}}]",
     ),
     Case(
+        requests.refuse_signing_without_secrets,
+        "destinations: [{name: a, match: a.example, signing: {}}]",
+        "destinations[0].signing: found no secrets; must name secrets_file or secrets_env",
+        "destinations: [{name: a, match: a.example, signing: {secrets_env: A}}]",
+    ),
+    Case(
+        requests.refuse_headers_of_signatures,
+        "queues: [{name: q, delivery: {signing: {secrets_env: A}, request: {headers: {Webhook-Id: x}}}}]",
+        "queues[0].delivery.request.headers.Webhook-Id: found set; must be left out: signing makes it",
+        "queues: [{name: q, delivery: {request: {headers: {Webhook-Id: x}}}}]",
+    ),
+    Case(
+        requests.refuse_headers_of_signatures,
+        "destinations: [{name: a, match: a.example, request: {item_headers: [X-A, Webhook-Id]}}]",
+        "destinations[0].request.item_headers[1]: found webhook-id; must be left out: an item must not say it",
+        "destinations: [{name: a, match: a.example, request: {item_headers: [X-A]}}]",
+    ),
+    Case(
         rules.refuse_unavailable_in_destinations,
-        "destinations: [{name: a, match: a.example, rate: 5/s}]",
-        "destinations[0].rate: found set; is not available yet in this version: leave it null",
+        "destinations: [{name: a, match: a.example, coalesce: {size: 5}}]",
+        "destinations[0].coalesce: found set; is not available yet in this version: leave it null",
         "destinations: [{name: a, match: a.example, concurrency: 5}]",
     ),
     Case(
@@ -146,29 +164,8 @@ CASES = [
     ),
     Case(
         rules.refuse_unavailable_in_queue,
-        "queues: [{name: q, delivery: {per_destination: {rate: 50/s}}}]",
-        "queues[0].delivery.per_destination.rate: found a rate; is not available yet in this version: leave it null",
-    ),
-    Case(
-        rules.refuse_unavailable_in_queue,
-        "queues: [{name: q, delivery: {per_destination: {bandwidth: 5Mbit/s}}}]",
-        "queues[0].delivery.per_destination.bandwidth: found a bandwidth; "
-        "is not available yet in this version: leave it null",
-    ),
-    Case(
-        rules.refuse_unavailable_in_queue,
         "queues: [{name: q, delivery: {coalesce: {size: 5}}}]",
         "queues[0].delivery.coalesce: found a mapping; is not available yet in this version: leave it null",
-    ),
-    Case(
-        rules.refuse_unavailable_in_queue,
-        "queues: [{name: q, delivery: {request: {body: {template: a.j2}}}}]",
-        "queues[0].delivery.request.body: found a template; is not available yet in this version: use data or item",
-    ),
-    Case(
-        rules.refuse_unavailable_in_queue,
-        "queues: [{name: q, delivery: {request: {body: {renderer: 'a.b:c'}}}}]",
-        "queues[0].delivery.request.body: found a renderer; is not available yet in this version: use data or item",
     ),
     Case(
         rules.refuse_open_mutation,
