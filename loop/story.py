@@ -70,7 +70,9 @@ class Story:
                 looked = time.monotonic()
             return condition()
 
-        return until(look, _PATIENCE, what=lambda: f"{self.queue}: {self._states}, {self.acts}")
+        value = until(look, _PATIENCE, what=lambda: f"{self.queue}: {self._states}, {self.acts}")
+        self._look()  # what made it true is told too
+        return value
 
     def wait_for_the_end(self) -> None:
         """Until no alert about the queue is left, and people who were told of one know that it has ended."""
