@@ -9,6 +9,7 @@ from pathlib import Path
 from cbq_exporter.cli import reference as commands
 from cbq_exporter.config import example, reference, schema
 from cbq_exporter.metrics import page
+from cbq_exporter.store import page as keys
 from cbq_exporter.web import openapi
 from monitoring import dashboards
 from monitoring import write as rule_files
@@ -20,6 +21,7 @@ DOCUMENTS: Mapping[str, Callable[[], str]] = {
     schema.PATH: schema.schema,
     reference.PATH: reference.markdown,
     page.PATH: page.markdown,
+    keys.PATH: keys.markdown,
     commands.PATH: commands.markdown,
     openapi.PATH: openapi.json,
     openapi.PAGE: openapi.markdown,
