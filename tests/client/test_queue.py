@@ -238,7 +238,7 @@ def drop_clients(server: Server) -> None:
     redis.client_kill_filter(_type="normal", skipme=True)
 
 
-# --- threads, processes, event loops, permissions ------------------------------------------------
+# --- threads, processes, event loops -------------------------------------------------------------
 
 
 def test_threads_and_forked_processes_share_one(server: Server, callbacks: CallbackQueue) -> None:
@@ -270,19 +270,6 @@ def test_one_event_loop_after_another(server: Server, callbacks: CallbackQueue) 
     assert len(items(server)) == 3
     redis: Any = server.client
     until(lambda: len(redis.client_list()) == 1)
-
-
-def test_a_producer_needs_three_permissions(server: Server, push: Push) -> None:
-    redis: Any = server.client
-    redis.execute_command("ACL", "SETUSER", "producer", "reset", "on", ">pw", "~callback_queue:*")
-    redis.execute_command("ACL", "SETUSER", "producer", "+rpush", "+incrby", "+expire")
-    try:
-        callbacks = CallbackQueue(f"unix://producer:pw@{server.socket}")
-        push(callbacks, [callbacks.write(URL, 1)])
-        callbacks.close()
-    finally:
-        redis.execute_command("ACL", "DELUSER", "producer")
-    assert len(items(server)) == 1
 
 
 # --- to the receiver -----------------------------------------------------------------------------
