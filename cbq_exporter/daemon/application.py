@@ -152,9 +152,15 @@ class Application:
         return Audit(store, count=self.instruments.operation_ended)
 
     def _attendant(self, queue: QueueConfig, config: Config, store: Store) -> Attendant:
-        instruments = self.instruments.queue(queue.name)
         return Attendant(
-            queue, config.destinations, store, instruments, self._audit(store), self._schedule, self._clock
+            queue,
+            config.destinations,
+            store,
+            self.instruments.queue(queue.name),
+            self._audit(store),
+            self._operations(config, store),
+            self._schedule,
+            self._clock,
         )
 
     def summary(self) -> str:

@@ -27,6 +27,8 @@ from cbq_exporter.policy.stuck import StuckRule
 from cbq_exporter.services.audit import Audit
 from cbq_exporter.services.dispatcher import Dispatcher
 from cbq_exporter.services.lock_keeper import LockKeeper
+from cbq_exporter.services.operations import Operations
+from cbq_exporter.services.pausing import Pausing
 from cbq_exporter.services.recoverer import Recoverer
 from cbq_exporter.services.upkeep import Upkeep
 from cbq_exporter.store.opening import Store, lock_rule_of
@@ -50,6 +52,7 @@ class Attendant:
         store: Store,
         instruments: QueueInstruments,
         audit: Audit,
+        operations: Operations,
         schedule: Schedule,
         clock: Clock,
     ) -> None:
@@ -71,7 +74,9 @@ class Attendant:
                 _engine_maker(config, clock),
                 clock,
                 on_retry=self._wake,
-                pauses=Pauses(store.connections, store.queues[config.name].keys),
+                pausing=Pausing(
+                    config.name, Pauses(store.connections, store.queues[config.name].keys), operations, clock
+                ),
             )
 
     @property

@@ -124,12 +124,12 @@ class Destinations:
             waiting.extend(kept)
         return given_back
 
-    def take_waiting(self) -> list[Parcel]:
-        """All that waits, in the order of claiming; nothing waits afterwards."""
+    def take_waiting(self, name: str | None = None) -> list[Parcel]:
+        """All that waits, in the order of claiming; of one destination, or of all. Nothing waits afterwards."""
         taken: list[Parcel] = []
-        for destination in self._all.values():
+        for destination in self._all.values() if name is None else filter(None, [self._all.get(name)]):
             taken.extend(destination.waiting)
             destination.waiting.clear()
-        self.waiting = 0
+        self.waiting -= len(taken)
         taken.sort(key=lambda parcel: parcel.number)
         return taken

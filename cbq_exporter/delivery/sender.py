@@ -62,6 +62,10 @@ class Sender:
         """What slow destinations keep others from; with the seconds until it makes sense to claim it again."""
         return self._destinations.excess(self._clock.monotonic())
 
+    def give_back_waiting(self, destination: str) -> list[Parcel]:
+        """All that waits for a place there."""
+        return self._destinations.take_waiting(destination)
+
     def give_back_unstarted(self) -> list[Parcel]:
         """All that waits for a place or for its moment, in order. What the engine was given comes back as ended."""
         waiting = self._destinations.take_waiting()

@@ -12,7 +12,6 @@ from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.exchange import Request
 from cbq_exporter.delivery.receivers import Receiver, Receivers
 from cbq_exporter.delivery.shaping import Unusable
-from cbq_exporter.delivery.url import Target
 from cbq_exporter.model import Claimed, Dead, Failure, Retry, Settlement
 
 _PAUSED_FOR = 30.0  # seconds that a callback to a paused destination is put off at least
@@ -44,7 +43,7 @@ class Acceptor:
                 continue
             receiver = self._receivers.of(read.target)
             if receiver.paused or receiver.name in paused:
-                accepted.not_sent.append(self._put_off(claimed, read.target, receiver))
+                accepted.not_sent.append(self._put_off(claimed, read.target.url, receiver))
                 continue
             shaped = receiver.shaper.shape(claimed, read)
             if isinstance(shaped, Unusable):
@@ -70,9 +69,13 @@ class Acceptor:
         failure = Failure(why.reason.value, detail=why.detail, at=self._clock.now())
         return Settlement(claimed, Dead(why.reason, failure, attempt_used=False), url=why.url)
 
-    def _put_off(self, claimed: Claimed, target: Target, receiver: Receiver) -> Settlement:
+    def put_off(self, parcels: Sequence[Parcel]) -> list[Settlement]:
+        """Their destination was paused before they were sent."""
+        return [self._put_off(parcel.claimed, parcel.request.url, parcel.receiver) for parcel in parcels]
+
+    def _put_off(self, claimed: Claimed, url: str, receiver: Receiver) -> Settlement:
         """Its destination is paused. No attempt is used."""
-        by = "in the configuration" if receiver.paused else "by an operator"
-        failure = Failure("paused", detail=f"its destination is paused {by}", at=self._clock.now())
+        detail = "its destination is paused in the configuration" if receiver.paused else "its destination is paused"
+        failure = Failure("paused", detail=detail, at=self._clock.now())
         outcome = Retry(_PAUSED_FOR * random.uniform(1.0, 1.5), failure, attempt_used=False)
-        return Settlement(claimed, outcome, target.url, receiver.name)
+        return Settlement(claimed, outcome, url, receiver.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cbq_exporter.clock import Clock
@@ -27,8 +27,8 @@ from cbq_exporter.model import (
 from cbq_exporter.policy import flush
 from cbq_exporter.services.accepting import Acceptor
 from cbq_exporter.services.judging import Judge
+from cbq_exporter.services.pausing import LOOK_EVERY, Pausing
 from cbq_exporter.services.settler import Settler
-from cbq_exporter.store.pauses import NOT_PAUSED, Pauses
 from cbq_exporter.store.queue import Queue
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,6 @@ _LONGEST_RUN = 1.0  # seconds; a backlog is drained in many runs, so that the sc
 _STANDBY_LOOK = 1.0  # seconds: how often a standby looks at the lock at least
 _SHORTEST_LOOK = 0.02  # seconds: while callbacks wait for their batch to fill
 _LONGEST_LOOK = 1.0
-_PAUSES_LOOK = 1.0  # seconds: how often is looked at what is paused
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class Dispatcher:
         make_engine: Callable[[Callable[[list[Exchange]], None]], Engine],
         clock: Clock,
         on_retry: Callable[[float], None],
-        pauses: Pauses | None = None,
+        pausing: Pausing,
     ) -> None:
         """``on_retry`` is told in how many seconds a retry that was just stored will be due."""
         self._config = config
@@ -98,9 +97,7 @@ class Dispatcher:
         self._last_batch = float("-inf")  # monotonic
         self._arrived = False  # something is there, as far as we know: claiming finds out cheapest
         self._waiting_since: float | None = None  # monotonic: since when callbacks are seen waiting
-        self._pauses = pauses
-        self._paused = NOT_PAUSED
-        self._pauses_seen = float("-inf")  # monotonic
+        self._pausing = pausing
 
     def start(self) -> None:
         self._sender.start()
@@ -118,7 +115,7 @@ class Dispatcher:
     @property
     def sees_nothing_waiting(self) -> bool:
         """Whether pending was empty at the last look; while the queue is paused, nobody looks."""
-        return self._waiting_since is None and self._paused.queue is None
+        return self._waiting_since is None and not self._pausing.of_queue
 
     @property
     def trouble(self) -> str | None:
@@ -143,9 +140,9 @@ class Dispatcher:
             standby = await self._take_lock()
             if standby is not None:
                 return FlushReport(leading=False, look_again_in=standby)
-        await self._look_at_pauses(started)
-        if self._paused.queue is not None:
-            return FlushReport(look_again_in=_PAUSES_LOOK)
+        await self._pausing.look()
+        if self._pausing.of_queue:
+            return FlushReport(look_again_in=LOOK_EVERY)
         claimed = 0
         last: Claim | None = None
         while not self._stopping:
@@ -169,15 +166,6 @@ class Dispatcher:
             if not last.pending_left:
                 return FlushReport(claimed, look_again_in=_until_due(last))
         return FlushReport(claimed, leading=self._leading)
-
-    async def _look_at_pauses(self, now: float) -> None:
-        if self._pauses is None or now - self._pauses_seen < _PAUSES_LOOK:
-            return
-        was_paused = self._paused.queue is not None
-        self._paused = await self._pauses.current()
-        self._pauses_seen = now
-        if was_paused != (self._paused.queue is not None):
-            log.info("resumed" if was_paused else "paused by an operator", extra={"queue": self._config.name})
 
     async def _take_lock(self) -> float | None:
         """None where the lock is ours now; else the seconds until it is worth looking again."""
@@ -273,7 +261,7 @@ class Dispatcher:
             return
 
     def _accept(self, claim: Claim, not_after: float) -> None:
-        accepted = self._acceptor.accept(claim.items, not_after, self._paused.destinations)
+        accepted = self._acceptor.accept(claim.items, not_after, self._pausing.destinations)
         for parcel in accepted.parcels:
             self._held[parcel.claimed.lease] = parcel
             self._held_bytes += parcel.size
@@ -295,6 +283,14 @@ class Dispatcher:
         judged = self._judge.judge(ended, stopping=self._stopping)
         self._cut_off += judged.cut_off  # put back with the rest, in order
         self._settler.add(judged.settlements)
+        if judged.gone:
+            self._pause(judged.gone)
+
+    def _pause(self, gone: Mapping[str, str]) -> None:
+        """Send nothing more to these destinations; the store is told with the next run."""
+        for name in self._pausing.add(gone):
+            self._settler.add(self._acceptor.put_off(self._sender.give_back_waiting(name)))
+        self._on_retry(0.0)
 
     def _on_settled(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> None:
         for settlement in settlements:
@@ -375,6 +371,7 @@ class Dispatcher:
                 await self._queue.put_back([parcel.claimed for parcel in unsent])
                 if leading and free_lock:
                     await self._queue.free_lock()
+                await self._pausing.save()
         except (StoreError, TimeoutError) as error:
             left += len(unsent)
             log.warning("the lock may be left to expire", extra={"queue": self._config.name, "error": str(error)})

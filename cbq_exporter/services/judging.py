@@ -19,6 +19,7 @@ from cbq_exporter.model import (
     Delivered,
     Failure,
     FailureKind,
+    Outcome,
     PutBack,
     Retry,
     Settled,
@@ -34,10 +35,11 @@ _RETRIED_KINDS = frozenset(kind.value for kind in FailureKind)
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Each send that ended is in exactly one of the two."""
+    """Each send that ended is in exactly one of the first two. ``gone``: destinations to be paused, and why."""
 
     settlements: list[Settlement]
     cut_off: list[Parcel]
+    gone: dict[str, str]
 
 
 class Judge:
@@ -53,6 +55,7 @@ class Judge:
         now = self._clock.now()
         settlements: list[Settlement] = []
         cut_off: list[Parcel] = []
+        gone: dict[str, str] = {}
         attempts: dict[str, list[float]] = {}  # how long each took, by destination
         lags: list[float] = []
         longest = longest_lag = 0.0  # of this batch, and whose they are: they may become exemplars
@@ -61,20 +64,26 @@ class Judge:
         for parcel, exchange in ended:
             kind = exchange.failure
             if kind is None:
+                outcome: Outcome = _DELIVERED
+            elif kind is FailureKind.CANCELLED and stopping:
+                cut_off.append(parcel)
+                continue
+            else:
+                outcome = self._outcome(parcel, exchange, now)
+            if outcome is _DELIVERED:
+                settlements.append(Settlement(parcel.claimed, _DELIVERED))
                 if parcel.queued_at is not None:
                     lag = max(0.0, now - parcel.queued_at)
                     lags.append(lag)
                     if lag > longest_lag:
                         longest_lag, latest = lag, parcel
-                settlements.append(Settlement(parcel.claimed, _DELIVERED))
-            else:
-                if kind is FailureKind.CANCELLED and stopping:
-                    cut_off.append(parcel)
-                    continue
-                settlements.append(self._judged(parcel, exchange, now))
+            elif kind is not None:
+                settlements.append(Settlement(parcel.claimed, outcome, parcel.request.url, parcel.destination))
                 if kind in (FailureKind.EXPIRED, FailureKind.CANCELLED):
                     continue
                 self._instruments.destination(parcel.destination).failures[kind].inc()
+                if retry.meaning_of(exchange.status, parcel.receiver.retry) == "pause":
+                    gone[parcel.destination] = f"it answered HTTP {exchange.status}"
             duration = exchange.duration
             attempts.setdefault(parcel.destination, []).append(duration)
             if duration > longest:
@@ -89,9 +98,10 @@ class Judge:
             durations_of_all.exemplify(longest, {"webhook_id": webhook_id(slowest.claimed)}, now)
         if latest is not None:
             self._instruments.lag.exemplify(longest_lag, {"webhook_id": webhook_id(latest.claimed)}, now)
-        return Judged(settlements, cut_off)
+        return Judged(settlements, cut_off, gone)
 
-    def _judged(self, parcel: Parcel, exchange: Exchange, now: float) -> Settlement:
+    def _outcome(self, parcel: Parcel, exchange: Exchange, now: float) -> Outcome:
+        """Of an attempt whose answer was no 2xx. What the table of statuses takes for delivered is ``_DELIVERED``."""
         claimed, rule = parcel.claimed, parcel.receiver.retry
         attempt = retry.Attempt(
             exchange.status,
@@ -108,6 +118,8 @@ class Judge:
             age=now - claimed.first_claimed_ms / 1000,
             roll=random.random(),
         )
+        if isinstance(outcome, Delivered):
+            return _DELIVERED
         log.debug(
             "an attempt failed",
             extra={
@@ -119,7 +131,7 @@ class Judge:
                 "id": claimed.fingerprint,
             },
         )
-        return self._settlement(parcel, outcome)
+        return outcome
 
     @staticmethod
     def _settlement(parcel: Parcel, outcome: Delivered | Retry | Dead | PutBack) -> Settlement:

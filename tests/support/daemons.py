@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -99,6 +99,7 @@ class Daemon:
         web: dict[str, Any] | None = None,
         alerts: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
+        destinations: Sequence[dict[str, Any]] = (),
     ) -> None:
         self._own_folder = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="cbq-"))
@@ -111,6 +112,7 @@ class Daemon:
             "shutdown": {"grace": grace},
             "queues": list(queues or [queue()]),
             "alerts": alerts or {},
+            "destinations": list(destinations),
         }
         self._environment = environment or {}
         self.process: subprocess.Popen[bytes] | None = None
@@ -122,7 +124,7 @@ class Daemon:
     def config_file(self) -> Path:
         return self.folder / "config.yaml"
 
-    def configure(self, *queues: dict[str, Any], **sections: dict[str, Any]) -> None:
+    def configure(self, *queues: dict[str, Any], **sections: Any) -> None:
         """Write its file anew, in one step, with these queues (none: those before) and ``sections`` over the rest."""
         self._config = merged(self._config, sections, {"queues": list(queues)} if queues else {})
         fresh = self.folder / "config.yaml.new"

@@ -1,0 +1,196 @@
+"""Receivers with settings of their own: their table of statuses, pauses, certificates and times."""
+
+from __future__ import annotations
+
+import json
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cbq_exporter.store.keys import QueueKeys
+from tests.e2e.bare_client import PREFIX, item, lengths, number_of, push, wait_until_settled
+from tests.support.counting_receiver import CountingReceiver
+from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
+from tests.support.receiver import Answer, Receiver, never_answer
+from tests.support.servers import Server
+from tests.web import certificates
+
+KEYS = QueueKeys.of(PREFIX)
+DEAD_AT_ONCE = {"retry": {"max_attempts": 1}}
+
+
+def entry(receiver: Receiver | CountingReceiver, name: str = "partner", **settings: Any) -> dict[str, Any]:
+    return {"name": name, "match": f"127.0.0.1:{receiver.port}", **settings}
+
+
+def command(daemon: Daemon, *words: str) -> str:
+    """What the program prints, with the daemon's configuration."""
+    run = [sys.executable, "-m", "cbq_exporter", *words, "-c", str(daemon.config_file)]
+    return subprocess.run(run, check=True, capture_output=True, text=True, timeout=60, cwd=daemon.folder).stdout
+
+
+def let_time_pass(client: Any) -> None:
+    """All that waits in retry is due."""
+    for name in client.zrange(KEYS.retry, 0, -1):
+        client.zadd(KEYS.retry, {name: 1}, xx=True)
+
+
+def records(client: Any) -> list[dict[str, Any]]:
+    return [json.loads(record) for record in client.hvals(KEYS.records)]
+
+
+def counted(daemon: Daemon, name: str, **labels: str) -> Callable[[], float]:
+    return lambda: daemon.metrics().get(name, **labels) or 0.0
+
+
+def test_who_says_that_it_is_gone_is_paused_until_somebody_resumes_it(server: Server) -> None:
+    client: Any = server.client
+    with (
+        CountingReceiver(lambda body, nth: (410, 0.05)) as gone,
+        CountingReceiver() as other,
+        Daemon(server.url, queue(lock={"ttl": "1s"}), destinations=[entry(gone, concurrency=2)]) as daemon,
+    ):
+        push(client, *(item(gone.url if number % 2 else other.url, number) for number in range(100)))
+        until(lambda: lengths(client)["retry"] + lengths(client)["dead"] == 50 and other.requests == 50)
+        until(lambda: counted(daemon, "cbq_paused_destinations")() == 1)
+        # Those that were on their way when the first answer came, and no more.
+        assert 1 <= lengths(client)["dead"] == gone.requests <= 4
+        assert {record["attempts"] for record in records(client) if record["destination"] == "partner"} <= {0, 1}
+        assert counted(daemon, "cbq_operations_total", operation="pause", trigger="schedule", result="done")() == 1
+        assert counted(daemon, "cbq_delivery_attempts_total", destination="partner")() == gone.requests
+        audited = command(daemon, "audit", "--operation", "pause", "-o", "json").splitlines()
+        assert [json.loads(line)["reason"] for line in audited] == ["it answered HTTP 410"] * 2  # begun, and done
+        status = json.loads(command(daemon, "status", "-o", "json"))
+        assert [one["paused_destinations"] for one in status["queues"]] == [1]
+        letters = json.loads(command(daemon, "dead", "list", "--destination", "partner", "-o", "json"))
+        assert len(letters) == gone.requests
+
+        # It outlives the daemon, and whoever is resumed gets what has waited.
+        sent = gone.requests
+        daemon.kill()
+        daemon.start()
+        daemon.wait_until_ready()
+        push(client, item(gone.url, 1001), item(other.url, 1002))
+        until(lambda: other.requests == 51)
+        assert gone.requests == sent
+        gone.behaviour = lambda body, nth: 200
+        command(daemon, "resume", "--destination", "Partner", "--yes")
+
+        def all_is_delivered() -> bool:
+            let_time_pass(client)
+            push(client, item(other.url, time.monotonic()))  # the daemon looks again
+            return sum(gone.accepted.values()) == 51 - sent
+
+        until(all_is_delivered)
+        wait_until_settled(client, dead=sent)
+
+
+def test_a_table_of_statuses_says_what_becomes_of_a_callback(server: Server) -> None:
+    client: Any = server.client
+    table = {"409": "delivered", "404": "retry", "5xx": "dead", "504": "retry", "302": "delivered"}
+    with (
+        Receiver() as receiver,
+        Receiver() as other,
+        Daemon(
+            server.url,
+            queue(retry={"statuses": {"400": "delivered", "410": "dead"}}),
+            destinations=[entry(receiver, retry={"statuses": table})],
+        ) as daemon,
+    ):
+        answers = {"409": [409], "302": [302], "404": [404, 200], "504": [504, 200], "500": [500], "410": [410]}
+        for path, statuses in answers.items():
+            left = list(statuses)
+            receiver.on(f"/{path}", lambda seen, left=left: Answer(left.pop(0)))
+        other.on("/400", Answer(400))
+        push(client, *(item(receiver.url(f"/{path}"), path) for path in answers), item(other.url("/400"), "400"))
+        wait_until_settled(client, dead=2)
+        assert counted(daemon, "cbq_callbacks_delivered_total")() == 5
+        assert counted(daemon, "cbq_delivery_failures_total", destination="partner", kind="http_4xx")() == 2
+        letters = json.loads(command(daemon, "dead", "list", "-o", "json"))
+        assert sorted(letter["failure"]["status"] for letter in letters) == [410, 500]
+        assert counted(daemon, "cbq_paused_destinations")() == 0
+
+
+def test_a_reload_ends_a_pause_in_the_configuration_and_changes_what_is_sent(server: Server) -> None:
+    client: Any = server.client
+    with (
+        Receiver() as receiver,
+        Daemon(server.url, queue(), destinations=[entry(receiver, paused=True)]) as daemon,
+    ):
+        push(client, item(receiver.url("/a"), 1))
+        until(lambda: lengths(client)["retry"] == 1)
+        (waiting,) = records(client)
+        assert (waiting["attempts"], waiting["destination"]) == (0, "partner")
+        assert "paused in the configuration" in str(waiting)
+        assert not receiver.requests
+        changed = {"headers": {"X-Partner": "1"}, "body": "item"}
+        daemon.configure(destinations=[entry(receiver, "friend", request=changed)])
+        daemon.send_signal(signal.SIGHUP)
+        until(lambda: '"event": "reloaded' in daemon.log(), what=daemon.log)
+        let_time_pass(client)
+        push(client, item(receiver.url("/a"), 2))  # the daemon looks again
+        wait_until_settled(client)
+        assert sorted(json.loads(seen.body)["task_id"] for seen in receiver.requests) == ["task-1", "task-2"]
+        assert {seen.headers["x-partner"] for seen in receiver.requests} == {"1"}
+        assert counted(daemon, "cbq_delivery_attempts_total", destination="friend")() == 2
+
+
+@pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
+def test_each_destination_has_its_certificates_and_its_time(server: Server, tmp_path: Path, own_process: bool) -> None:
+    client: Any = server.client
+    authority = certificates.authority(tmp_path)
+    ours = certificates.client(tmp_path, authority, "ours", "DNS:a")
+    theirs = certificates.server(tmp_path, authority)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(theirs.certificate, theirs.key)
+    context.load_verify_locations(authority.certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+    tls = {"ca_file": str(authority.certificate), "cert_file": str(ours.certificate), "key_file": str(ours.key)}
+    with Receiver(tls=context) as receiver, Receiver() as slow:
+        slow.default = never_answer
+        destinations = [entry(receiver, tls=tls), entry(slow, "slow", timeout="200ms")]
+        settings = queue(DEAD_AT_ONCE, delivery={"own_process": own_process, "timeout": "20s"})
+        with Daemon(server.url, settings, destinations=destinations) as daemon:
+            push(client, item(receiver.url(), 1), item(slow.url(), 2))
+            push(client, item(receiver.url(host="localhost"), 3))  # another name, so another destination
+            wait_until_settled(client, dead=2)
+            assert [(number_of(seen.body), seen.certificate) for seen in receiver.requests] == [(1, "ours")]
+            assert counted(daemon, "cbq_delivery_failures_total", destination="slow", kind="timeout")() == 1
+            assert counted(daemon, "cbq_delivery_failures_total", kind="tls")() == 1
+
+
+def test_a_callback_has_one_webhook_id_whoever_sends_it_and_however_often(server: Server) -> None:
+    """Attempts, a recovery after a daemon died in the middle, another daemon, and a dead letter that is sent again."""
+    client: Any = server.client
+    settings = queue(SHORT_LIVED, delivery={"timeout": "10s", "lease": "11s"}, retry={"max_attempts": 3})
+    with Receiver() as receiver:
+        answers: list[Any] = [Answer(503), Answer(503, delay=60)]
+        receiver.default = lambda seen: answers.pop(0) if answers else Answer(400)
+        push(client, item(receiver.url(), 1), item(receiver.url(), 2))
+        with Daemon(server.url, settings) as first, Daemon(server.url, settings) as second:
+            receiver.wait_for_requests(3)
+            leader = first if counted(first, "cbq_dispatch_leader")() else second
+            leader.kill()
+            for name in client.zrange(KEYS.leases, 0, -1):  # time passes
+                client.zadd(KEYS.leases, {name: 1}, xx=True)
+            wait_until_settled(client, dead=2)
+            survivor = second if leader is first else first
+            command(survivor, "dead", "retry", "--all", "--yes")
+            wait_until_settled(client, dead=2)
+        ids = {
+            number: {s.headers["webhook-id"] for s in receiver.requests if number_of(s.body) == number}
+            for number in (1, 2)
+        }
+        sent = Counter(number_of(seen.body) for seen in receiver.requests)
+        assert min(sent.values()) >= 2
+        assert sum(sent.values()) >= 6
+        assert {len(found) for found in ids.values()} == {1}
+        assert ids[1] != ids[2]
