@@ -13,7 +13,7 @@ from cbq_exporter.config import RequestConfig
 from cbq_exporter.config.files import Files
 from cbq_exporter.delivery import url
 from cbq_exporter.delivery.rendered import Rendering, is_template, rendering_of
-from cbq_exporter.delivery.signing import Signer
+from cbq_exporter.delivery.signing import LINES, Signer
 from cbq_exporter.delivery.templates import OutputTooLarge, RenderError
 from cbq_exporter.delivery.values import Values
 from cbq_exporter.model import Claimed, DeadReason
@@ -110,11 +110,19 @@ class Shaper:
                 f"the body has {len(body):,} bytes; delivery.max_request_bytes allows {self._max_bytes:,}",
                 read.target.url,
             )
-        if self._sends_id:
-            headers = [*headers, f"webhook-id: {webhook_id(claimed)}"]
+        return Shaped(body, [*headers, *self.headers_for(webhook_id(claimed), body)])
+
+    @property
+    def added(self) -> int:
+        """How many of a request's header lines, the last ones, are ``headers_for`` it alone."""
+        return self._sends_id + (0 if self._signer is None else LINES)
+
+    def headers_for(self, request_id: str, body: bytes) -> list[str]:
+        """Its idempotency id and its signatures."""
+        headers = [f"webhook-id: {request_id}"] if self._sends_id else []
         if self._signer is not None:
-            headers = [*headers, *self._signer.headers(webhook_id(claimed), int(self._clock.now()), body)]
-        return Shaped(body, headers)
+            headers += self._signer.headers(request_id, int(self._clock.now()), body)
+        return headers
 
     def _plain_body(self, claimed: Claimed, read: Item) -> bytes | Unusable:
         if not self._posts_data:

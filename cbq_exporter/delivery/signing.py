@@ -14,6 +14,7 @@ from cbq_exporter.config import SigningConfig
 from cbq_exporter.config.files import Files, not_usable
 
 LEAST, MOST = 24, 64  # bytes of a secret, as the specification has it
+LINES = 2  # that are added to a request's headers
 
 _PREFIX = "whsec_"
 _ASYMMETRIC = "whsk_"
