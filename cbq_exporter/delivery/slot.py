@@ -29,6 +29,7 @@ _OLDEST_CONNECTION = 300
 _RESOLVED_FOR = 60  # seconds that an address is kept; libcurl keeps at most 29,999 of them
 _LARGE_BODY = 16 * 1024  # libcurl sends less than this with one call
 _QUIET_ROUNDS = 2
+_ORIGINS_KEPT = 10_000
 _LINES_KEPT = 8  # a line may have 100 KiB
 _PROXY_UNKNOWN, _CONNECT_FAILED, _TIMED_OUT = 5, 7, 28
 
@@ -46,7 +47,10 @@ class SendingOptions(msgspec.Struct, frozen=True):
 
 
 class Surroundings:
-    """What the slots of one engine share. ``resolving`` counts the name look-ups under way."""
+    """What the slots of one engine share. ``resolving`` counts the name look-ups under way.
+
+    ``multiplexing`` are the origins that spoke HTTP/2 the last time.
+    """
 
     def __init__(self, options: SendingOptions, poller: Poller) -> None:
         ports = None if options.ports is None else frozenset(options.ports)
@@ -57,6 +61,16 @@ class Surroundings:
         self.ca_file = options.ca_file
         self.user_agent = options.user_agent
         self.resolving = 0
+        self.multiplexing: set[str] = set()
+
+    def note_version(self, origin: str, version: int) -> None:
+        """``version`` as libcurl numbers those of HTTP."""
+        if version < pycurl.CURL_HTTP_VERSION_2_0:
+            self.multiplexing.discard(origin)
+            return
+        if len(self.multiplexing) >= _ORIGINS_KEPT:
+            self.multiplexing.clear()
+        self.multiplexing.add(origin)
 
     def refusal(self, target: str) -> str | None:
         """Why the URL ``target`` must not be handed to the proxy, or None. Raises ValueError for what is no URL."""
@@ -72,8 +86,10 @@ class Slot:
         "_connect_timeout",
         "_headers",
         "_lines",
+        "_origin",
         "_quiet",
         "_sent",
+        "_shares",
         "_timeout",
         "_tls",
         "_url",
@@ -105,6 +121,8 @@ class Slot:
         around, curl = self._around, self.curl
         self._tls = tls
         self._url = ""
+        self._origin = ""  # where TLS is spoken
+        self._shares = False
         self._headers: list[str] | None = None
         self._timeout = self._connect_timeout = 0.0
         for option, value in (
@@ -169,10 +187,10 @@ class Slot:
         if request.url != self._url:
             self._url = ""
             curl.setopt(pycurl.URL, request.url)
-            # Rather share a connection that is being made than make another, where it may turn out to be HTTP/2.
-            # Without TLS it never does, and libcurl would wait for the first answer to find out.
-            curl.setopt(pycurl.PIPEWAIT, request.url.startswith("https:"))
+            self._origin = _origin(request.url) if request.url.startswith("https:") else ""
             self._url = request.url
+        if self._origin:
+            self._share_connections(self._origin in self._around.multiplexing)
         if headers != self._headers:
             text = "".join(headers)
             if not (text.isascii() and (text.isprintable() or text.replace("\t", " ").isprintable())):
@@ -189,6 +207,16 @@ class Slot:
         curl.setopt(pycurl.POSTFIELDS, body)
         self.is_large = len(body) > _LARGE_BODY
         self._sent = self._quiet = 0
+
+    def _share_connections(self, share: bool) -> None:
+        """Whether to wait for a connection that is being made, rather than to make another.
+
+        Only where HTTP/2 was spoken before: libcurl would wait for the first answer to find out, however long
+        that takes, while others could be on their way.
+        """
+        if share != self._shares:
+            self.curl.setopt(pycurl.PIPEWAIT, share)
+            self._shares = share
 
     def is_sending(self) -> bool:
         """Whether libcurl may have stopped before the socket was full.
@@ -219,6 +247,8 @@ class Slot:
             exchange = Exchange(self.request.tag, 0, FailureKind.PROTOCOL, detail=detail, duration=duration)
         else:
             exchange = self._succeeded(status) if 200 <= status < 300 else self._not_2xx(status)
+        if self._origin:
+            self._around.note_version(self._origin, curl.getinfo(pycurl.INFO_HTTP_VERSION))
         self._rest()
         return exchange
 
@@ -378,6 +408,15 @@ class Slot:
             self.local = f"no socket can be watched: {one_line(trouble)}"
             return 1
         return 0
+
+
+def _origin(url: str) -> str:
+    """Scheme, host and port, as they stand there."""
+    end = len(url)
+    for mark in "/?#":
+        place = url.find(mark, 8, end)
+        end = place if place >= 0 else end
+    return url[:end]
 
 
 def _gzipped(body: bytes) -> bytes:

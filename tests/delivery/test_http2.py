@@ -8,14 +8,17 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pycurl
 import pytest
 
 from cbq_exporter.delivery import slot, transfers
+from cbq_exporter.delivery.poller import Poller
 from cbq_exporter.model import FailureKind
-from tests.support.receiver import Answer, Receiver, never_answer, self_signed
+from tests.support.receiver import Answer, Receiver, held, never_answer, self_signed
 from tests.support.sender import Sender
 from tests.support.skips import skip_or_fail
 
@@ -38,6 +41,11 @@ http {{
     }}
 }}
 """
+
+
+_OPTIONS = slot.SendingOptions(
+    allow=(), ports=None, proxy=None, max_response_bytes=1, ca_file=None, user_agent="", max_connections=1
+)
 
 
 class Front:
@@ -77,21 +85,78 @@ def front(receiver: Receiver, tmp_path: Path) -> Iterator[Front]:
         process.wait(20)
 
 
+@dataclass
+class Spoken:
+    """HTTP versions, and connections that were made."""
+
+    versions: set[int] = field(default_factory=set)
+    connections: int = 0
+
+
 @pytest.fixture
-def versions(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """The HTTP versions that were spoken."""
-    seen: set[int] = set()
+def spoken(monkeypatch: pytest.MonkeyPatch) -> Spoken:
+    seen = Spoken()
     answered = slot.Slot.answered
 
     def noting(self: slot.Slot) -> object:
-        seen.add(self.curl.getinfo(pycurl.INFO_HTTP_VERSION))
+        seen.versions.add(self.curl.getinfo(pycurl.INFO_HTTP_VERSION))
+        seen.connections += self.curl.getinfo(pycurl.NUM_CONNECTS)
         return answered(self)
 
     monkeypatch.setattr(slot.Slot, "answered", noting)
     return seen
 
 
-def test_http2(front: Front, receiver: Receiver, versions: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_requests_share_a_connection(front: Front, receiver: Receiver, spoken: Spoken) -> None:
+    """Once it is known what is spoken there: of a connection that is being made too."""
+    with Sender(ca_file=front.ca_file) as sender:
+        for count, most in ((1, 1), (64, 1), (250, 3)):
+            ends = sender.send([sender.request(f"{front.url}/ok", b"x" * number) for number in range(count)])
+            assert {end.status for end in ends} == {200}
+            assert spoken.connections <= most, count
+    assert spoken.versions == {pycurl.CURL_HTTP_VERSION_2_0}
+
+
+def test_they_wait_for_a_connection_where_http2_was_spoken_before(
+    front: Front, receiver: Receiver, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = slot.Surroundings.__init__
+
+    def make_knowing(self: slot.Surroundings, *arguments: Any) -> None:
+        make(self, *arguments)
+        self.note_version(front.url, pycurl.CURL_HTTP_VERSION_2_0)
+
+    monkeypatch.setattr(slot.Surroundings, "__init__", make_knowing)
+    monkeypatch.setattr(transfers, "_SAFETY_TICK", 3600.0)
+    with Sender(ca_file=front.ca_file) as sender:
+        ends = sender.send([sender.request(f"{front.url}/ok?{number}", timeout=600.0) for number in range(64)])
+    assert {end.status for end in ends} == {200}
+    assert spoken.connections == 1
+
+
+def test_what_is_known_of_versions_is_bounded_and_forgotten() -> None:
+    around = slot.Surroundings(_OPTIONS, Poller())
+    for number in range(25_000):
+        around.note_version(f"https://{number}.test", pycurl.CURL_HTTP_VERSION_2_0)
+    assert len(around.multiplexing) <= 10_000
+    around.note_version("https://24999.test", pycurl.CURL_HTTP_VERSION_1_1)
+    assert "https://24999.test" not in around.multiplexing
+    assert "https://24998.test" in around.multiplexing
+
+
+def test_without_http2_they_do_not_wait_for_each_other(tmp_path: Path, spoken: Spoken) -> None:
+    context, certificate = self_signed(tmp_path)
+    with Receiver(tls=context) as receiver, Sender(ca_file=str(certificate)) as sender:
+        url = receiver.on("/", held)
+        sender.submit([sender.request(url) for _ in range(20)])
+        receiver.wait_for_requests(20)
+        receiver.open_gate()
+        sender.wait()
+    assert spoken.versions == {pycurl.CURL_HTTP_VERSION_1_1}
+    assert spoken.connections == 20
+
+
+def test_http2(front: Front, receiver: Receiver, spoken: Spoken, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfers, "_SAFETY_TICK", 3600.0)  # one lost wake-up would leave a request standing
     receiver.on("/busy", Answer(503, {"Retry-After": "7"}, b"busy"))
     receiver.on("/away", Answer(302, {"Location": receiver.url("/elsewhere")}))
@@ -107,4 +172,4 @@ def test_http2(front: Front, receiver: Receiver, versions: set[int], monkeypatch
         receiver.on("/never", never_answer)
         late, good = sender.send([sender.request(f"{front.url}/never", timeout=0.3), sender.request(url)])
         assert (late.failure, good.status) == (FailureKind.TIMEOUT, 200)
-    assert versions == {pycurl.CURL_HTTP_VERSION_2_0}
+    assert spoken.versions == {pycurl.CURL_HTTP_VERSION_2_0}
