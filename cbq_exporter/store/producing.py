@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hiredis import pack_command as _pack
-from redis import ConnectionPool
+from redis import BlockingConnectionPool
 from redis import exceptions as driver
-from redis.asyncio import ConnectionPool as AsyncConnectionPool
+from redis.asyncio import BlockingConnectionPool as AsyncBlockingConnectionPool
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -31,18 +31,20 @@ from cbq_exporter.store.keys import STATS_TTL, QueueKeys
 _BATCH_ITEMS = 1000
 _BATCH_BYTES = 4 * 1024 * 1024
 
+_MOST_CONNECTIONS = 32  # who comes after that waits for one to become free, for as long as for an answer
+
 
 class Producer:
     """For threads, and for processes that fork: each command has a connection of its process to itself.
 
-    ``timeout`` is seconds, for connecting and again for each wait for the server.
+    ``timeout`` is seconds: for a free connection, for connecting, and for each wait for the server.
     """
 
     def __init__(self, url: str, keys: QueueKeys, *, timeout: float) -> None:
         self._keys = keys
         self._shown_as = redis_url.redacted(url)
         # Asked only for connections: the driver's client would decide when to send again.
-        self._pool = ConnectionPool.from_url(url, **_options(timeout), retry=Retry(NoBackoff(), 0))
+        self._pool: Any = BlockingConnectionPool.from_url(url, **_options(timeout), retry=Retry(NoBackoff(), 0))
 
     def push(self, payloads: Sequence[bytes]) -> None:
         for batch in _batches(payloads):
@@ -104,7 +106,7 @@ class AsyncProducer:
         running = asyncio.get_running_loop()
         if self._loop is not running:
             self._loop = running
-            self._made = AsyncConnectionPool.from_url(
+            self._made = AsyncBlockingConnectionPool.from_url(
                 self._url, **_options(self._timeout), retry=AsyncRetry(NoBackoff(), 0)
             )
         return self._made
@@ -179,6 +181,8 @@ async def _async_answer(connection: Any) -> Any:
 
 def _options(timeout: float) -> dict[str, Any]:
     return {
+        "max_connections": _MOST_CONNECTIONS,
+        "timeout": timeout,
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "driver_info": None,

@@ -264,6 +264,17 @@ def test_threads_and_forked_processes_share_one(server: Server, callbacks: Callb
     assert len(items(server)) == 8 * 50 + 50 + 50
 
 
+def test_any_number_at_once_wait_for_some_connections(server: Server, callbacks: CallbackQueue) -> None:
+    async def all_at_once() -> int:
+        async with callbacks:
+            await asyncio.gather(*(callbacks.aenqueue(URL, number) for number in range(500)))
+            redis: Any = server.client
+            return len(redis.client_list())
+
+    assert asyncio.run(all_at_once()) <= 33
+    assert len(items(server)) == 500
+
+
 def test_one_event_loop_after_another(server: Server, callbacks: CallbackQueue) -> None:
     for number in range(3):
         asynchronous(callbacks, [callbacks.write(URL, number)])
