@@ -29,6 +29,7 @@ load_module {echo};
 events {{ worker_connections 4096; }}
 http {{
     log_format request '$msec $status $content_length';
+    log_format visit '$msec $http_host $arg_n';
     log_format body escape=none '$request_body';
     client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy;
@@ -45,6 +46,11 @@ http {{
         {listen}
         access_log {folder}/requests.log request buffer=64k flush=50ms;
         location / {{ echo_read_request_body; echo -n ""; }}
+        location /visit {{
+            access_log {folder}/visits.log visit buffer=64k flush=50ms;
+            echo_read_request_body;
+            echo -n "";
+        }}
         location /check {{
             access_log {folder}/requests.log request;
             access_log {folder}/bodies.log body;
@@ -156,6 +162,7 @@ class Nginx:
         self.url = f"http://127.0.0.1:{self.port}/callback"
         self.check_url = f"http://127.0.0.1:{self.port}/check"
         self.requests_log = self._folder / "requests.log"
+        self.visits_log = self._folder / "visits.log"  # when, which host, which number (n=) of requests to /visit
         self.bodies_log = self._folder / "bodies.log"
 
     def __enter__(self) -> Self:

@@ -413,7 +413,7 @@ class QueueView:
     memory: int | None = None
     paused: bool | None = None
     paused_destinations: int | None = None
-    unwell_destinations: int | None = None
+    failing_destinations: int | None = None
     alerts_paused: bool | None = None
     error: str | None = None
 

@@ -199,7 +199,9 @@ def troubles(view: QueueView, now: float) -> list[str]:
     if view.paused:
         found.append("paused by an operator")
     if view.paused_destinations:
-        found.append(f"{output.count(view.paused_destinations, 'destination')} paused by an operator")
+        found.append(f"{output.count(view.paused_destinations, 'destination')} paused")
+    if view.failing_destinations:
+        found.append(f"{output.count(view.failing_destinations, 'destination')} left alone for failing")
     if view.alerts_paused:
         found.append("actions on alerts paused by an operator")
     if view.lock is not None and view.lock.ttl is None:

@@ -31,6 +31,7 @@ from cbq_exporter.services.operations import Operations
 from cbq_exporter.services.pausing import Pausing
 from cbq_exporter.services.recoverer import Recoverer
 from cbq_exporter.services.upkeep import Upkeep
+from cbq_exporter.store.breakers import Breakers
 from cbq_exporter.store.opening import Store, lock_rule_of
 from cbq_exporter.store.pauses import Pauses
 from cbq_exporter.store.trash import Trash
@@ -74,6 +75,9 @@ class Attendant:
                 _engine_maker(config, clock),
                 clock,
                 on_retry=self._wake,
+                breakers=Breakers(
+                    store.connections, store.queues[config.name].keys, lock_value=store.queues[config.name].lock_value
+                ),
                 pausing=Pausing(
                     config.name, Pauses(store.connections, store.queues[config.name].keys), operations, clock
                 ),

@@ -1,25 +1,34 @@
-"""Who may send now: each destination has so many places, and its callbacks wait in their order for one.
+"""Who may send now: each destination has so many places and its pace, and its callbacks wait in their order.
 
-A destination that can not drain what waits for it here within a moment would take all the room that others
-need. Then part of what waits is given back (``excess``), to be claimed again about when its turn comes.
+A destination that cannot soon begin what waits for it here would take all the room that others need. Then part of
+it is given back (``excess``), to be kept in retry and claimed again when there is an ``appetite`` for it.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
 import msgspec
 
+from cbq_exporter.delivery import pacing
 from cbq_exporter.delivery.exchange import Request
+from cbq_exporter.delivery.pacing import Pace, PaceRule
 from cbq_exporter.delivery.receivers import Receiver
 from cbq_exporter.model import Claimed
+
+_UNPACED = Pace()
+_MEASURED_FOR = 1.0  # seconds
+_AHEAD = 1.0  # seconds: what a destination will begin within this may wait here
 
 
 class Parcel(msgspec.Struct, eq=False):
     """One claimed callback on its way. ``number`` is its place in the order of claiming.
 
-    ``offered_monotonic`` is when it began to wait here. ``lost``: its lease is not ours any more.
+    ``offered_monotonic`` is when it began to wait here. ``lost``: its lease is not ours any more. ``bundle``
+    is what it goes in while it goes together with others.
     """
 
     number: int
@@ -29,6 +38,7 @@ class Parcel(msgspec.Struct, eq=False):
     queued_at: float | None
     offered_monotonic: float = 0.0
     lost: bool = False
+    bundle: Parcel | None = None
 
     @property
     def destination(self) -> str:
@@ -37,92 +47,148 @@ class Parcel(msgspec.Struct, eq=False):
     @property
     def size(self) -> int:
         """Bytes held in memory for it."""
-        return len(self.claimed.payload) + len(self.request.body)
+        copies = 1 if self.receiver.coalesce is None else 2
+        return len(self.claimed.payload) + copies * len(self.request.body)
+
+    def prolong(self, not_after: float) -> None:
+        """``not_after``: see ``Request``."""
+        for one in (self, self.bundle):
+            if one is not None and not one.lost:
+                one.request.not_after = not_after
+
+    def withdraw(self) -> None:
+        """Its lease is not ours any more: if it was not started, it must not start, nor what it goes in."""
+        self.lost = True
+        for one in (self, self.bundle):
+            if one is not None:
+                one.lost = True
+                one.request.not_after = float("-inf")
 
 
 @dataclass(slots=True)
 class _Destination:
     concurrency: int
+    paced: PaceRule | None
+    pace: Pace = _UNPACED
+    timed: bool = False  # it stands among those that wait for a moment
     in_flight: int = 0
     waiting: deque[Parcel] = field(default_factory=deque)
-    pace: float = 0.0  # sends that ended per second, as seen lately
+    speed: float | None = None  # sends that ended per second, as seen lately
     ended: int = 0
     measured_monotonic: float = 0.0
-    booked_until: float = 0.0  # monotonic: when what was given back will have had its turn
 
 
 class Destinations:
     """Idle destinations cost nothing: they are forgotten."""
 
-    def __init__(self, *, patience: float = 1.0, longest_delay: float = 60.0) -> None:
+    def __init__(self, *, patience: float = 0.25) -> None:
         self._patience = patience
-        self._longest_delay = longest_delay
         self._all: dict[str, _Destination] = {}
+        self._moments: list[tuple[float, str]] = []  # a heap: when the next of a destination may begin
         self.waiting = 0
 
     def in_flight(self) -> dict[str, int]:
         """Sends under way, by destination; only those that have any."""
         return {name: one.in_flight for name, one in self._all.items() if one.in_flight}
 
+    @property
+    def next_moment(self) -> float | None:
+        """When ``due`` has something again, monotonic; None: not before something is offered or ends."""
+        return self._moments[0][0] if self._moments else None
+
     def offer(self, parcel: Parcel, now: float) -> bool:
         """Take a place for ``parcel`` (True: start it), or let it wait."""
         receiver = parcel.receiver
         destination = self._all.get(receiver.name)
         if destination is None:
-            destination = _Destination(receiver.concurrency, measured_monotonic=now)
+            destination = _new(receiver, now)
             self._all[receiver.name] = destination
         if destination.in_flight < destination.concurrency and not destination.waiting:
-            destination.in_flight += 1
-            return True
+            if destination.paced is None:
+                destination.in_flight += 1
+                return True
+            if pacing.ready_at(destination.pace) <= now:
+                self._begin(destination, parcel, now)
+                return True
         parcel.offered_monotonic = now
         destination.waiting.append(parcel)
         self.waiting += 1
+        if destination.paced is not None:
+            self._note_moment(receiver.name, destination)
         return False
 
     def ended(self, name: str, now: float) -> Parcel | None:
-        """A send has ended; the next one to start in its place, if one waits."""
+        """A send has ended; the next one to start in its place, if one waits and may."""
         destination = self._all[name]
         destination.in_flight -= 1
         destination.ended += 1
         elapsed = now - destination.measured_monotonic
-        if elapsed >= 1.0:
-            destination.pace = destination.ended / elapsed
+        if elapsed >= _MEASURED_FOR:
+            destination.speed = destination.ended / elapsed
             destination.ended = 0
             destination.measured_monotonic = now
         if destination.waiting:
+            if destination.paced is not None and pacing.ready_at(destination.pace) > now:
+                self._note_moment(name, destination)
+                return None
+            parcel = destination.waiting.popleft()
             self.waiting -= 1
-            destination.in_flight += 1
-            return destination.waiting.popleft()
-        if not destination.in_flight and destination.booked_until <= now:
-            del self._all[name]
+            self._begin(destination, parcel, now)
+            return parcel
+        if not destination.in_flight:
+            self._forget_idle(name, destination, now)
         return None
 
-    def excess(self, now: float) -> list[tuple[Parcel, float]]:
-        """What is to be given back, each with the seconds until its turn may come.
+    def due(self, now: float) -> list[Parcel]:
+        """Those whose moment has come: to be started."""
+        started: list[Parcel] = []
+        while self._moments and self._moments[0][0] <= now:
+            _, name = heapq.heappop(self._moments)
+            destination = self._all.get(name)
+            if destination is None:
+                continue
+            destination.timed = False
+            waiting = destination.waiting
+            while waiting and destination.in_flight < destination.concurrency:
+                if pacing.ready_at(destination.pace) > now:
+                    self._note_moment(name, destination)
+                    break
+                parcel = waiting.popleft()
+                self.waiting -= 1
+                self._begin(destination, parcel, now)
+                started.append(parcel)
+            if not waiting and not destination.in_flight:
+                self._forget_idle(name, destination, now)
+        return started
 
-        Of destinations whose first waiting callback has lost patience; as many as have places stay here,
-        so that no place is ever empty.
+    def excess(self, now: float) -> list[Parcel]:
+        """What is to be given back: of destinations whose first waiting callback has lost patience.
+
+        As many as will begin soon stay, so that no place is ever empty.
         """
-        given_back: list[tuple[Parcel, float]] = []
+        given_back: list[Parcel] = []
         for name, destination in list(self._all.items()):
             waiting = destination.waiting
-            if not waiting and not destination.in_flight and destination.booked_until <= now:
-                del self._all[name]
-            if len(waiting) <= destination.concurrency or now - waiting[0].offered_monotonic < self._patience:
+            if not waiting:
+                if not destination.in_flight:
+                    self._forget_idle(name, destination, now)
                 continue
-            # Measured lately, or not one ended: then the pace is at most one in the time that has passed.
-            elapsed = max(now - destination.measured_monotonic, 0.001)
-            pace = max(destination.pace, 0.1) if elapsed < 2.0 else max((destination.ended + 1) / elapsed, 0.1)
-            turn = max(destination.booked_until, now + destination.concurrency / pace)
-            kept = [waiting.popleft() for _ in range(destination.concurrency)]
-            for parcel in waiting:
-                turn += 1.0 / pace
-                given_back.append((parcel, min(max(turn - now, self._patience), self._longest_delay)))
-            destination.booked_until = min(turn, now + self._longest_delay)
-            self.waiting -= len(waiting)
-            waiting.clear()
-            waiting.extend(kept)
+            if now - waiting[0].offered_monotonic < self._patience:
+                continue
+            kept = self._soon(destination, now)
+            given_back += [waiting.pop() for _ in range(len(waiting) - kept)][::-1]
+        self.waiting -= len(given_back)
         return given_back
+
+    def appetite(self, receiver: Receiver, now: float) -> int:
+        """How many more callbacks it could begin soon, beyond those that are here."""
+        destination = self._all.get(receiver.name)
+        if destination is None:
+            destination = _new(receiver, now)
+        soon = destination.concurrency - destination.in_flight + self._soon(destination, now)
+        if destination.paced is not None and destination.paced.rate is not None:
+            soon = min(soon, max(1, math.ceil(destination.paced.rate * _AHEAD)))
+        return max(0, soon - len(destination.waiting))
 
     def take_waiting(self, name: str | None = None) -> list[Parcel]:
         """All that waits, in the order of claiming; of one destination, or of all. Nothing waits afterwards."""
@@ -133,3 +199,37 @@ class Destinations:
         self.waiting -= len(taken)
         taken.sort(key=lambda parcel: parcel.number)
         return taken
+
+    def _soon(self, destination: _Destination, now: float) -> int:
+        """How many sends will end soon, by what was seen lately; 1 at least."""
+        elapsed = now - destination.measured_monotonic
+        speed = destination.speed
+        if elapsed >= 2 * _MEASURED_FOR or (speed is None and elapsed >= self._patience):
+            speed = destination.ended / elapsed  # it ended fewer than one in a while, or none yet
+        if speed is None:
+            return destination.concurrency
+        return max(1, math.ceil(min(speed * _AHEAD, 1e6)))
+
+    def _begin(self, destination: _Destination, parcel: Parcel, now: float) -> None:
+        destination.in_flight += 1
+        if destination.paced is not None:
+            destination.pace = pacing.begun(destination.pace, destination.paced, len(parcel.request.body), now)
+
+    def _note_moment(self, name: str, destination: _Destination) -> None:
+        """Where a place is free; where none is, the end of a send sees to it."""
+        if not destination.timed and destination.in_flight < destination.concurrency:
+            destination.timed = True
+            heapq.heappush(self._moments, (pacing.ready_at(destination.pace), name))
+
+    def _forget_idle(self, name: str, destination: _Destination, now: float) -> None:
+        """One that has a pace is known until what it has sent no longer counts."""
+        if destination.timed or pacing.ready_at(destination.pace) > now:
+            self._note_moment(name, destination)
+            return
+        del self._all[name]
+
+
+def _new(receiver: Receiver, now: float) -> _Destination:
+    unlimited = receiver.rate is None and receiver.bandwidth is None
+    paced = None if unlimited else PaceRule(receiver.rate, receiver.bandwidth)
+    return _Destination(receiver.concurrency, paced, measured_monotonic=now)

@@ -12,6 +12,7 @@ from cbq_exporter.clock import Clock
 from cbq_exporter.delivery.destinations import Destinations, Parcel
 from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange
+from cbq_exporter.delivery.receivers import Receiver
 
 Ended = tuple[Parcel, Exchange]
 
@@ -31,6 +32,7 @@ class Sender:
         self._on_ended = on_ended
         self._clock = clock
         self._later: dict[Parcel, asyncio.TimerHandle] = {}
+        self._moment: tuple[float, asyncio.TimerHandle] | None = None  # of the next that may begin by its pace
         self._started = False
 
     def start(self) -> None:
@@ -58,8 +60,12 @@ class Sender:
             else:
                 self._later[parcel] = loop.call_later(number * spread, self._spread_out, parcel)
 
-    def give_back_excess(self) -> list[tuple[Parcel, float]]:
-        """What slow destinations keep others from; with the seconds until it makes sense to claim it again."""
+    def appetite(self, receiver: Receiver) -> int:
+        """How many more callbacks to it could begin soon."""
+        return self._destinations.appetite(receiver, self._clock.monotonic())
+
+    def give_back_excess(self) -> list[Parcel]:
+        """What slow destinations keep others from."""
         return self._destinations.excess(self._clock.monotonic())
 
     def give_back_waiting(self, destination: str) -> list[Parcel]:
@@ -73,6 +79,9 @@ class Sender:
             timer.cancel()
             waiting.append(parcel)
         self._later.clear()
+        if self._moment is not None:
+            self._moment[1].cancel()
+            self._moment = None
         self._engine.cancel_unstarted()
         return waiting
 
@@ -88,6 +97,22 @@ class Sender:
     def _offer(self, parcels: Sequence[Parcel]) -> None:
         now = self._clock.monotonic()
         self._engine.submit([parcel.request for parcel in parcels if self._destinations.offer(parcel, now)])
+        self._await_moment(now)
+
+    def _await_moment(self, now: float) -> None:
+        """One timer for all destinations that have a pace and something waiting."""
+        at = self._destinations.next_moment
+        if at is None or (self._moment is not None and self._moment[0] <= at):
+            return
+        if self._moment is not None:
+            self._moment[1].cancel()
+        self._moment = at, asyncio.get_running_loop().call_later(max(0.0, at - now), self._begin_due)
+
+    def _begin_due(self) -> None:
+        self._moment = None
+        now = self._clock.monotonic()
+        self._engine.submit([parcel.request for parcel in self._destinations.due(now)])
+        self._await_moment(now)
 
     def _on_done(self, exchanges: list[Exchange]) -> None:
         now = self._clock.monotonic()
@@ -103,4 +128,5 @@ class Sender:
         # First keep the line busy, then do the books.
         if following:
             self._engine.submit(following)
+        self._await_moment(now)
         self._on_ended(ended)

@@ -138,7 +138,14 @@ CATALOGUE: tuple[Definition, ...] = (
         "paused_destinations",
         "gauge",
         _QUEUE,
-        "Destinations that an operator has paused.",
+        "Destinations that are paused: by an operator, by an alert, or as they answered that they are gone.",
+        "Callbacks of theirs wait in retry.",
+    ),
+    Definition(
+        "failing_destinations",
+        "gauge",
+        _QUEUE,
+        "Destinations whose circuit is not closed: they fail, and are left alone or probed.",
         "Callbacks of theirs wait in retry.",
     ),
     Definition(
@@ -281,8 +288,15 @@ CATALOGUE: tuple[Definition, ...] = (
         "destination_throttled_total",
         "counter",
         _DESTINATION,
-        "Times that a callback had to wait for a limit of its destination.",
+        "Times that a callback was put off because its destination is busy, paced or left alone.",
         "Limits that are too tight.",
+    ),
+    Definition(
+        "destination_circuit_state",
+        "gauge",
+        _DESTINATION,
+        "Whether the destination is left alone because it fails: 0 no (closed), 1 probed (half-open), 2 yes (open).",
+        "Which receivers are down. Not for `other`.",
     ),
     Definition(
         "destination_series",

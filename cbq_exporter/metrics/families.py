@@ -46,6 +46,7 @@ def _queue(view: QueueView, into: _Samples) -> None:
     into.add("untracked_callbacks", view.untracked, queue=queue)
     into.add("queue_paused", None if view.paused is None else float(view.paused), queue=queue)
     into.add("paused_destinations", view.paused_destinations, queue=queue)
+    into.add("failing_destinations", view.failing_destinations, queue=queue)
     into.add("alerts_paused", None if view.alerts_paused is None else float(view.alerts_paused), queue=queue)
     into.add("queue_memory_bytes", view.memory, queue=queue)
     into.add("last_send_timestamp_seconds", view.last_send_at, queue=queue)

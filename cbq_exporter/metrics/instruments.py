@@ -53,6 +53,7 @@ class DestinationInstruments:
     duration: Observed
     in_flight: Number
     throttled: Number
+    circuit: Number | None  # one of its own, or none
 
 
 class _Destinations:
@@ -94,6 +95,7 @@ class _Destinations:
             duration=of.duration.labels(queue),
             in_flight=of.in_flight.labels(queue, name),
             throttled=of.throttled.labels(queue, name),
+            circuit=None if name == OTHER else of.circuit.labels(queue, name),
         )
 
 
@@ -230,6 +232,7 @@ class _Families:
         self.flushes = counter("batch_flushes_total")
         self.in_flight = gauge("destination_in_flight")
         self.throttled = counter("destination_throttled_total")
+        self.circuit = gauge("destination_circuit_state")
         self.destination_series = gauge("destination_series")
         self.destination_series_limit = gauge("destination_series_limit")
         self.destination_series_refused = gauge("destination_series_refused")

@@ -12,7 +12,9 @@ from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.exchange import Request
 from cbq_exporter.delivery.receivers import Receiver, Receivers
 from cbq_exporter.delivery.shaping import Unusable
-from cbq_exporter.model import Claimed, Dead, Failure, Retry, Settlement
+from cbq_exporter.model import Claim, Claimed, Dead, Failure, Retry, Settlement
+from cbq_exporter.services.backlogs import Why
+from cbq_exporter.services.holding import Holding
 
 _PAUSED_FOR = 30.0  # seconds that a callback to a paused destination is put off at least
 
@@ -28,15 +30,20 @@ class Accepted:
 class Acceptor:
     """Parcels are numbered in the order of claiming."""
 
-    def __init__(self, receivers: Receivers, clock: Clock) -> None:
+    def __init__(self, receivers: Receivers, holding: Holding, clock: Clock) -> None:
         self._receivers = receivers
+        self._holding = holding
         self._clock = clock
         self._number = 0
 
-    def accept(self, items: Sequence[Claimed], not_after: float, paused: Collection[str]) -> Accepted:
+    def accept(self, claim: Claim, not_after: float, paused: Collection[str]) -> Accepted:
         """``not_after``: see ``Request``. Callbacks to the destinations ``paused`` are put off."""
         accepted = Accepted()
-        for claimed in items:
+        holding = self._holding if self._holding else None
+        held_back: list[tuple[Claimed, str, Receiver, Why]] = []
+        if holding is not None:
+            holding.begin_batch()
+        for claimed in claim.items:
             read = shaping.read(claimed)
             if isinstance(read, Unusable):
                 accepted.not_sent.append(self._given_up(claimed, read))
@@ -44,6 +51,9 @@ class Acceptor:
             receiver = self._receivers.of(read.target)
             if receiver.paused or receiver.name in paused:
                 accepted.not_sent.append(self._put_off(claimed, read.target.url, receiver))
+                continue
+            if holding is not None and (why := holding.why(claimed, receiver, claim.at_ms)) is not None:
+                held_back.append((claimed, read.target.url, receiver, why))
                 continue
             shaped = receiver.shaper.shape(claimed, read)
             if isinstance(shaped, Unusable):
@@ -63,6 +73,8 @@ class Acceptor:
             parcel = Parcel(self._number, claimed, receiver, request, read.queued_at)
             request.tag = parcel
             accepted.parcels.append(parcel)
+        if held_back:
+            accepted.not_sent.extend(self._holding.put_off(held_back))
         return accepted
 
     def _given_up(self, claimed: Claimed, why: Unusable) -> Settlement:

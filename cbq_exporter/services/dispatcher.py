@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,9 +27,11 @@ from cbq_exporter.model import (
 )
 from cbq_exporter.policy import flush
 from cbq_exporter.services.accepting import Acceptor
+from cbq_exporter.services.holding import Holding
 from cbq_exporter.services.judging import Judge
 from cbq_exporter.services.pausing import LOOK_EVERY, Pausing
 from cbq_exporter.services.settler import Settler
+from cbq_exporter.store.breakers import Breakers
 from cbq_exporter.store.queue import Queue
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class Dispatcher:
         make_engine: Callable[[Callable[[list[Exchange]], None]], Engine],
         clock: Clock,
         on_retry: Callable[[float], None],
+        breakers: Breakers,
         pausing: Pausing,
     ) -> None:
         """``on_retry`` is told in how many seconds a retry that was just stored will be due."""
@@ -76,13 +80,14 @@ class Dispatcher:
             batch.early.size if batch.early else None,
             batch.early.delay if batch.early else 0.0,
         )
-        self._acceptor = Acceptor(receivers, clock)
-        self._judge = Judge(config.name, instruments, clock)
         self._sender = Sender(
             make_engine,
             on_ended=self._on_ended,
             clock=clock,
         )
+        self._holding = Holding(config.name, queue, breakers, self._sender, instruments, clock, self._under_way)
+        self._acceptor = Acceptor(receivers, self._holding, clock)
+        self._judge = Judge(config.name, instruments, clock, self._holding.circuits)
         self._settler = Settler(config.name, queue, self._on_settled)
         self._held: dict[str, Parcel | None] = {}  # by lease, until it is settled; None: nothing is sent for it
         self._held_bytes = 0
@@ -143,6 +148,7 @@ class Dispatcher:
         await self._pausing.look()
         if self._pausing.of_queue:
             return FlushReport(look_again_in=LOOK_EVERY)
+        await self._holding.look(self._pausing.destinations)
         claimed = 0
         last: Claim | None = None
         while not self._stopping:
@@ -154,17 +160,18 @@ class Dispatcher:
                 if not self._room:
                     await self._wait_for_room()
                     continue
+            let_go = await self._holding.let_go()
             decision = await self._decide(last, now)
             if decision.reason is None:
-                return FlushReport(claimed, look_again_in=self._next_look(decision))
+                return FlushReport(claimed, look_again_in=self._or_sooner(self._next_look(decision)))
             last = await self._claim(decision.reason)
             if last is None:
                 self._instruments.fenced["claim"].inc()
                 self._lose_lock()
                 return FlushReport(claimed, leading=False, look_again_in=0.0)
             claimed += len(last.items)
-            if not last.pending_left:
-                return FlushReport(claimed, look_again_in=_until_due(last))
+            if not last.pending_left and not let_go:
+                return FlushReport(claimed, look_again_in=self._or_sooner(_until_due(last)))
         return FlushReport(claimed, leading=self._leading)
 
     async def _take_lock(self) -> float | None:
@@ -184,6 +191,7 @@ class Dispatcher:
     def _lose_lock(self) -> None:
         self._lock_until = 0.0
         self._waiting_since = None
+        self._holding.forget()
         if self._leading:
             self._leading = False
             self._instruments.leader.set(0)
@@ -212,6 +220,11 @@ class Dispatcher:
             return decision.look_again_in
         look = min(max(self._flush_rule.max_delay / 20, _SHORTEST_LOOK), _LONGEST_LOOK)
         return min(decision.look_again_in, look)
+
+    def _or_sooner(self, look: float | None) -> float | None:
+        """Where something that is held back may go before."""
+        held = self._holding.next_look()
+        return look if held is None else held if look is None else min(look, held)
 
     async def _claim(self, reason: FlushReason) -> Claim | None:
         delivery = self._config.delivery
@@ -261,7 +274,7 @@ class Dispatcher:
             return
 
     def _accept(self, claim: Claim, not_after: float) -> None:
-        accepted = self._acceptor.accept(claim.items, not_after, self._pausing.destinations)
+        accepted = self._acceptor.accept(claim, not_after, self._pausing.destinations)
         for parcel in accepted.parcels:
             self._held[parcel.claimed.lease] = parcel
             self._held_bytes += parcel.size
@@ -275,7 +288,11 @@ class Dispatcher:
 
     def _park_excess(self) -> None:
         """Give back what waits for slow destinations, so that others get their turn. No attempt is used."""
-        self._settler.add(self._judge.throttled(self._sender.give_back_excess()))
+        self._settler.add(self._holding.put_off_excess())
+
+    def _under_way(self) -> Counter[str]:
+        """The callbacks that are on their way, by destination."""
+        return Counter(parcel.destination for parcel in self._held.values() if parcel is not None)
 
     # --- the ends of sends -------------------------------------------------------------------
 
@@ -285,6 +302,10 @@ class Dispatcher:
         self._settler.add(judged.settlements)
         if judged.gone:
             self._pause(judged.gone)
+        if not self._stopping and self._holding:
+            self._settler.add(self._holding.put_off_behind_opened())
+            if self._at_rest.is_set():
+                self._on_retry(0.0)  # what has ended makes room for what waits, or tells the store of a circuit
 
     def _pause(self, gone: Mapping[str, str]) -> None:
         """Send nothing more to these destinations; the store is told with the next run."""
@@ -297,6 +318,7 @@ class Dispatcher:
             parcel = self._held.pop(settlement.claimed.lease, None)
             if parcel is not None:
                 self._held_bytes -= parcel.size
+        self._holding.stored(settlements)
         soonest = self._judge.count(settlements, settled)
         if soonest is not None:
             self._on_retry(soonest)

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from cbq_exporter.clock import Clock
 from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.exchange import Exchange
+from cbq_exporter.delivery.receivers import Receiver
 from cbq_exporter.delivery.sender import Ended
 from cbq_exporter.delivery.shaping import webhook_id
 from cbq_exporter.metrics.instruments import QueueInstruments
 from cbq_exporter.model import (
     Dead,
     Delivered,
-    Failure,
     FailureKind,
     Outcome,
-    PutBack,
     Retry,
     Settled,
     Settlement,
 )
-from cbq_exporter.policy import retry
+from cbq_exporter.policy import breaker, retry
+from cbq_exporter.services.circuits import Circuits
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +45,24 @@ class Judged:
 class Judge:
     """Of one queue."""
 
-    def __init__(self, queue: str, instruments: QueueInstruments, clock: Clock) -> None:
+    def __init__(self, queue: str, instruments: QueueInstruments, clock: Clock, circuits: Circuits) -> None:
         self._queue = queue
         self._instruments = instruments
         self._clock = clock
+        self._circuits = circuits
 
     def judge(self, ended: Sequence[Ended], *, stopping: bool) -> Judged:
-        """Count the attempts. While ``stopping``, what was cut off is not settled but to be put back."""
+        """Count the attempts, and tell the circuits.
+
+        While ``stopping``, what was cut off is not settled but to be put back.
+        """
         now = self._clock.now()
         settlements: list[Settlement] = []
         cut_off: list[Parcel] = []
         gone: dict[str, str] = {}
-        attempts: dict[str, list[float]] = {}  # how long each took, by destination
+        attempts: dict[Receiver, list[float]] = {}  # how long each took
+        failures: dict[Receiver, int] = {}  # those that count for the circuit
+        silent: dict[Receiver, int] = {}  # those that say nothing about the receiver
         lags: list[float] = []
         longest = longest_lag = 0.0  # of this batch, and whose they are: they may become exemplars
         slowest: Parcel | None = None
@@ -84,14 +90,22 @@ class Judge:
                 self._instruments.destination(parcel.destination).failures[kind].inc()
                 if retry.meaning_of(exchange.status, parcel.receiver.retry) == "pause":
                     gone[parcel.destination] = f"it answered HTTP {exchange.status}"
+                failed = breaker.failed(kind, exchange.status)
+                if failed is not False:
+                    count = failures if failed else silent
+                    count[parcel.receiver] = count.get(parcel.receiver, 0) + 1
             duration = exchange.duration
-            attempts.setdefault(parcel.destination, []).append(duration)
+            attempts.setdefault(parcel.receiver, []).append(duration)
             if duration > longest:
                 longest, slowest = duration, parcel
-        for name, durations in attempts.items():
-            destination = self._instruments.destination(name)
+        for receiver, durations in attempts.items():
+            destination = self._instruments.destination(receiver.name)
             destination.attempts.inc(len(durations))
             destination.duration.observe(*durations)
+            if receiver.breaker is not None:
+                bad = failures.get(receiver, 0)
+                well = len(durations) - bad - silent.get(receiver, 0)
+                self._circuits.record(receiver, succeeded=well, failed=bad)
         self._instruments.lag.observe(*lags)
         if slowest is not None:
             durations_of_all = self._instruments.destination(slowest.destination).duration
@@ -133,10 +147,6 @@ class Judge:
         )
         return outcome
 
-    @staticmethod
-    def _settlement(parcel: Parcel, outcome: Delivered | Retry | Dead | PutBack) -> Settlement:
-        return Settlement(parcel.claimed, outcome, parcel.request.url, parcel.destination)
-
     def count(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> float | None:
         """Count what the store has taken; in how many seconds the first of the new retries is due."""
         delivered = 0
@@ -175,12 +185,3 @@ class Judge:
                 "id": settlement.claimed.fingerprint,
             },
         )
-
-    def throttled(self, given_back: Sequence[tuple[Parcel, float]]) -> list[Settlement]:
-        """What had no place at its destination: tried again after the seconds that stand with it."""
-        parked = []
-        for parcel, delay in given_back:
-            self._instruments.destination(parcel.destination).throttled.inc()
-            failure = Failure("throttled", detail="its destination is busy", at=self._clock.now())
-            parked.append(self._settlement(parcel, Retry(delay * random.uniform(1.0, 1.1), failure, False)))
-        return parked

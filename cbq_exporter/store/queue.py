@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from typing import TypeVar
 
 from cbq_exporter import item
@@ -233,6 +233,16 @@ class Queue:
         arguments = [records.mark_of_waiting(destination), count, passed, min(most, _MOST_ITEMS), *kinds]
         made, looked = await self._connections.run_named("hasten", [self.keys.retry, self.keys.records], arguments)
         return made, looked
+
+    async def waiting_for(self, kinds: Collection[str], first: int, count: int) -> tuple[set[str], int]:
+        """The destinations for which callbacks wait in retry by failures of these ``kinds``; of ``count``, from the
+        ``first``-th on, in the order of their due times. And how many there were: less than ``count`` at the end.
+        """
+        ids = await self._connections.read("ZRANGE", self.keys.retry, first, first + count - 1)
+        if not ids:
+            return set(), 0
+        kept = await self._connections.read("HMGET", self.keys.records, *ids)
+        return {name for record in kept if (name := records.waits_for(record, kinds)) is not None}, len(ids)
 
     async def extend(self, leases: Sequence[str], lease: float) -> list[bool]:
         """Set the deadlines of leases to ``lease`` seconds from now; False for each that is not held any more."""

@@ -191,6 +191,7 @@ class Reader:
             alerts_paused,
             paused,
             pauses,
+            unwell,
         ) = answers
         oldest: dict[State, float | None] = {
             State.PENDING: item.queued_at(first_pending),
@@ -222,6 +223,7 @@ class Reader:
             memory=self._memory.get(source.keys),
             paused=bool(paused),
             paused_destinations=pauses - paused,
+            failing_destinations=unwell,
             alerts_paused=bool(alerts_paused),
         )
 
@@ -266,6 +268,7 @@ def _commands(source: Source, now_ms: int) -> list[Command]:
         ("EXISTS", keys.alerts_paused),
         ("HEXISTS", keys.paused, ""),
         ("HLEN", keys.paused),
+        ("HLEN", keys.breakers),
     ]
 
 

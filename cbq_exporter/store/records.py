@@ -8,6 +8,7 @@ one key go one after the other ``|<key>:<place>``, its turn.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -21,7 +22,15 @@ _MAX_NAME = 300
 
 _WAITING = Failure("waiting", detail="an earlier callback of its key has not ended")
 
+
+class _Waiting(msgspec.Struct):
+    destination: str = ""
+    reason: str = ""
+    kind: str = ""
+
+
 _decode = msgspec.json.Decoder().decode
+_decode_waiting = msgspec.json.Decoder(_Waiting).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -66,6 +75,15 @@ def of_settlement(settlement: Settlement, outcome: Retry | Held | Dead) -> bytes
 def mark_of_waiting(destination: str) -> bytes:
     """What the record of a retry to ``destination`` contains (see ``_record``), up to the kind of its failure."""
     return b'"destination":' + _encode(_storable(destination, _MAX_NAME)) + b',"reason":"","kind":"'
+
+
+def waits_for(record: bytes | None, kinds: Collection[str]) -> str | None:
+    """The destination of a retry that waits by a failure of one of these ``kinds``; None for all others."""
+    try:
+        read = _decode_waiting(record or b"")
+    except msgspec.DecodeError:
+        return None
+    return read.destination if read.kind in kinds and not read.reason else None
 
 
 def of_poison(lease: str, payload: bytes) -> bytes:

@@ -348,6 +348,7 @@ _STATUS: dict[str, Any] = {
                     "memory_bytes": {**_COUNT, "description": "As last measured; null until then."},
                     "paused": {"type": ["boolean", "null"]},
                     "paused_destinations": _COUNT,
+                    "failing_destinations": _COUNT,
                     "alerts_paused": {"type": ["boolean", "null"]},
                     "error": _TEXT,
                 },

@@ -48,6 +48,7 @@ def _queue(view: QueueView) -> dict[str, Any]:
         "memory_bytes": view.memory,
         "paused": view.paused,
         "paused_destinations": view.paused_destinations,
+        "failing_destinations": view.failing_destinations,
         "alerts_paused": view.alerts_paused,
         "error": text(view.error),
     }

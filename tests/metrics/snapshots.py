@@ -43,6 +43,7 @@ BUSY = QueueView(
     memory=1_536_000,
     paused=False,
     paused_destinations=2,
+    failing_destinations=1,
     alerts_paused=True,
 )
 LEFT_BEHIND = QueueView(
@@ -118,6 +119,9 @@ def counted() -> Instruments:
         destination.duration.observe(0.02)
     queue.destination("one.example").failures[FailureKind.TIMEOUT].inc()
     queue.destination("one.example").throttled.inc()
+    circuit = queue.destination("one.example").circuit
+    assert circuit is not None
+    circuit.set(2)
     task = instruments.task("flush")
     task.runs.inc()
     task.duration.observe(0.01)

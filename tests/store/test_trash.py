@@ -16,7 +16,7 @@ from tests.support.queues import FAILURE, DrivenQueue, callback
 from tests.support.servers import Server
 
 WEEK = 7 * 86_400.0
-KEPT = ("fence", "paused", "audit", "trash", "trash_notes", "daemons", "lock_seen", "answers")
+KEPT = ("fence", "paused", "breakers", "audit", "trash", "trash_notes", "daemons", "lock_seen", "answers")
 
 
 class Bin:

@@ -165,6 +165,7 @@ def test_the_status_document() -> None:
         "memory_bytes": 1_536_000,
         "paused": False,
         "paused_destinations": 2,
+        "failing_destinations": 1,
         "alerts_paused": True,
         "error": None,
     }

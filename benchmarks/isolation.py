@@ -1,0 +1,263 @@
+"""What destinations do to each other: those that never answer, and many of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ours
+from benchmarks.processes import BenchmarkError, Program, Sampler
+from benchmarks.servers import CommandCount, Nginx, RedisServer
+
+_TIMEOUT = 180.0
+_CHUNK = 1000
+_WATCHED = 10.0  # seconds that the store is watched for what a backlog costs while it waits
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Healthy callbacks behind a backlog of a destination that never answers.
+
+    ``waited`` is seconds from the start of delivery to the last of them. ``commands`` of Redis for one callback of the
+    backlog, until all of it was put aside; ``commands_afterwards`` is a second, while it waits.
+    """
+
+    backlog: int
+    healthy: int
+    waited: float
+    put_aside: float
+    commands: float
+    commands_afterwards: float
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What the healthy of ten destinations get, with two that never answer, of what they get when all are well.
+
+    ``rate`` and ``p99`` are ratios, the median of the rounds; above 1 is better without, for ``p99``.
+    """
+
+    rounds: int
+    rate: float
+    p99: float
+    rate_alone: float
+    p99_alone: float
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """``rate`` of many destinations, of the ``one_rate`` of one; ``rss`` in bytes at the peak, children included."""
+
+    destinations: int
+    callbacks: int
+    rate: float
+    one_rate: float
+    rss: int
+    one_rss: int
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    behind: Behind
+    share: Share
+    many: Many
+
+
+def measure(*, backlog: int, drained: int, paced: float, destinations: int, rounds: int) -> Isolation:
+    """``drained`` callbacks for each of ten destinations; ``paced`` is seconds of arrivals at an even pace."""
+    behind = _behind(backlog, 10)
+    print(f"isolation: {behind}", file=sys.stderr)
+    share = _share(drained, paced, rounds)
+    print(f"isolation: {share}", file=sys.stderr)
+    many = _many(destinations, 10)
+    print(f"isolation: {many}", file=sys.stderr)
+    return Isolation(behind, share, many)
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _behind(backlog: int, healthy: int) -> Behind:
+    with _scene() as scene:
+        scene.fill([scene.hole()] * backlog)
+        scene.fill([scene.well(number) for number in range(healthy)], first=backlog)
+        commands = CommandCount(scene.server)
+        with scene.daemon():
+            began = time.time()
+            scene.wait_for(healthy)
+            scene.wait(lambda: not commands.ask("LLEN", ours.PENDING), "the backlog stays in pending")
+            put_aside = time.time() - began
+            asked, _ = commands.since()
+            waited = max(visit.at for visit in scene.visits()) - began
+            afterwards = CommandCount(scene.server)
+            time.sleep(_WATCHED)
+            idle, _ = afterwards.since()
+    return Behind(backlog, healthy, waited, put_aside, asked / backlog, idle / _WATCHED)
+
+
+def _share(each: int, seconds: float, rounds: int) -> Share:
+    rates, p99s, alone_rates, alone_p99s = [], [], [], []
+    for _ in range(rounds):
+        alone, with_holes = _rate_of_eight(each, holes=0), _rate_of_eight(each, holes=2)
+        rates.append(with_holes / alone)
+        alone_rates.append(alone)
+        alone_p99, p99 = _p99_of_eight(seconds, holes=0), _p99_of_eight(seconds, holes=2)
+        p99s.append(p99 / alone_p99)
+        alone_p99s.append(alone_p99)
+        print(
+            f"isolation: {with_holes:,.0f} of {alone:,.0f}/s, p99 {p99:.1f} after {alone_p99:.1f} ms", file=sys.stderr
+        )
+    medians = [statistics.median(found) for found in (rates, p99s, alone_rates, alone_p99s)]
+    return Share(rounds, *medians)
+
+
+def _rate_of_eight(each: int, *, holes: int) -> float:
+    """Callbacks a second to eight destinations of ten, whose callbacks stand in turns."""
+    with _scene() as scene:
+        eight = [scene.well(number) for number in range(8)]
+        others = [scene.hole(number) if number < holes else scene.well(8 + number) for number in range(2)]
+        scene.fill((eight + others) * each)
+        with scene.daemon():
+            scene.wait_for(each * (10 - holes))
+        hosts = {_host(url) for url in eight}
+        times = [visit.at for visit in scene.visits() if visit.host in hosts]
+        return (len(times) - 1) / (max(times) - min(times))
+
+
+def _p99_of_eight(seconds: float, *, holes: int, rate: int = 1000) -> float:
+    """From RPUSH to the answer, in milliseconds, of callbacks that arrive evenly."""
+    with _scene() as scene:
+        eight = [scene.well(number) for number in range(8)]
+        others = [scene.hole(number) if number < holes else scene.well(8 + number) for number in range(2)]
+        urls = eight + others
+        with scene.daemon():
+            scene.fill(urls, first=-len(urls))  # connections are open
+            scene.wait_for(10 - holes)
+            pushed: dict[int, float] = {}
+            start = time.time()
+            for number in range(round(rate * seconds)):
+                time.sleep(max(0.0, start + number / rate - time.time()))
+                pushed[number] = time.time()
+                scene.fill([urls[number % 10]], first=number)
+            scene.wait_for((10 - holes) * (1 + len(pushed) // 10))
+        hosts = {_host(url) for url in eight}
+        taken = sorted((v.at - pushed[v.number]) * 1000 for v in scene.visits() if v.host in hosts and v.number >= 0)
+        return taken[round(0.99 * len(taken)) - 1]
+
+
+def _many(destinations: int, each: int) -> Many:
+    with _scene() as scene:
+        scene.fill([scene.well(number) for number in range(destinations)] * each)
+        with scene.daemon(per_destination=64) as sampler:
+            scene.wait_for(destinations * each)
+        rate, rss = _rate(scene.visits()), sampler.peak_rss
+    with _scene() as scene:
+        scene.fill([scene.well(0)] * (destinations * each))
+        with scene.daemon(per_destination=64) as sampler:
+            scene.wait_for(destinations * each)
+        one_rate, one_rss = _rate(scene.visits()), sampler.peak_rss
+    return Many(destinations, destinations * each, rate, one_rate, rss, one_rss)
+
+
+# --- what they share -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    at: float  # epoch seconds, to a millisecond
+    host: str
+    number: int
+
+
+def _rate(visits: Sequence[_Visit]) -> float:
+    times = [visit.at for visit in visits]
+    return (len(times) - 1) / (max(times) - min(times))
+
+
+def _host(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0]
+
+
+class _Scene:
+    """A store, receivers that answer at every address of 127/8, and sockets that never do."""
+
+    def __init__(self, server: RedisServer, nginx: Nginx, folder: Path, holes: int) -> None:
+        self.server = server
+        self._nginx = nginx
+        self._folder = folder
+        self._hole = holes
+        self._program: Program | None = None
+
+    def well(self, number: int) -> str:
+        return f"http://127.1.{number // 250}.{number % 250 + 1}:{self._nginx.port}/visit"
+
+    def hole(self, number: int = 0) -> str:
+        return f"http://127.2.0.{number + 1}:{self._hole}/visit"
+
+    def fill(self, urls: Sequence[str], *, first: int = 0) -> None:
+        for begin in range(0, len(urls), _CHUNK):
+            items = [
+                ours.item(f"{url}?n={first + begin + place}", first + begin + place)
+                for place, url in enumerate(urls[begin : begin + _CHUNK])
+            ]
+            self.server.client.rpush(ours.PENDING, *items)
+
+    @contextlib.contextmanager
+    def daemon(self, *, per_destination: int | None = None) -> Iterator[Sampler]:
+        command = ours.command(self._folder, self.server.url)
+        path = self._folder / "config.yaml"
+        settings: dict[str, Any] = json.loads(path.read_text())
+        delivery = settings["queues"][0]["delivery"]
+        if per_destination is None:  # as it comes: 256 requests open, 32 to one destination
+            del delivery["concurrency"], delivery["per_destination"]
+        path.write_text(json.dumps(settings))
+        with (
+            Program(command, self._folder / "log", folder=ours.ROOT) as self._program,
+            Sampler(self._program.pid) as sampler,
+        ):
+            yield sampler
+
+    def wait(self, condition: Callable[[], object], trouble: str) -> None:
+        assert self._program is not None
+        deadline = time.monotonic() + _TIMEOUT
+        while not condition():
+            self._program.check()
+            if time.monotonic() > deadline:
+                raise BenchmarkError(trouble + self._program.last_words())
+            time.sleep(0.05)
+
+    def wait_for(self, count: int) -> None:
+        def enough() -> bool:
+            return self._nginx.visits_log.exists() and self._nginx.visits_log.read_bytes().count(b"\n") >= count
+
+        self.wait(enough, f"{count} callbacks do not all arrive")
+
+    def visits(self) -> list[_Visit]:
+        time.sleep(0.2)  # nginx writes its lines up to 50 ms late
+        lines = self._nginx.visits_log.read_text().splitlines()
+        found = [_Visit(float(at), host, int(number)) for at, host, number in (line.split() for line in lines)]
+        if len({visit.number for visit in found}) != len(found):
+            raise BenchmarkError("a callback was delivered twice")
+        return found
+
+
+@contextlib.contextmanager
+def _scene() -> Iterator[_Scene]:
+    with (
+        tempfile.TemporaryDirectory(prefix="cbq-bench-") as folder,
+        RedisServer() as server,
+        Nginx("0.0.0.0") as nginx,
+        socket.socket() as hole,
+    ):
+        hole.bind(("0.0.0.0", 0))
+        hole.listen(4096)  # the kernel accepts; nobody reads
+        yield _Scene(server, nginx, Path(folder), hole.getsockname()[1])

@@ -1,0 +1,163 @@
+"""Which callbacks are held back from their destinations now, and when they may go. Of one queue."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+
+from cbq_exporter.clock import Clock
+from cbq_exporter.delivery.destinations import Parcel
+from cbq_exporter.delivery.receivers import Receiver
+from cbq_exporter.delivery.sender import Sender
+from cbq_exporter.metrics.instruments import QueueInstruments
+from cbq_exporter.model import Claimed, Settlement
+from cbq_exporter.services.backlogs import Backlogs, Why
+from cbq_exporter.services.circuits import Circuits
+from cbq_exporter.store.breakers import Breakers
+from cbq_exporter.store.queue import Queue
+
+_LOOK_AGAIN = 0.25  # seconds: where only the end of a send can make an appetite
+
+
+class Holding:
+    """``under_way`` counts the callbacks that are held here, by destination."""
+
+    def __init__(
+        self,
+        name: str,
+        queue: Queue,
+        breakers: Breakers,
+        sender: Sender,
+        instruments: QueueInstruments,
+        clock: Clock,
+        under_way: Callable[[], Counter[str]],
+    ) -> None:
+        self.circuits = Circuits(name, breakers, instruments, clock)
+        self._backlogs = Backlogs(queue, instruments, clock)
+        self._sender = sender
+        self._under_way = under_way
+        self._receivers: dict[str, Receiver] = {}  # of the destinations for which something is held back
+        self._paused: Collection[str] = ()
+        self._left: dict[str, int] | None = None  # how many more probes may go, of the batch being accepted
+        self._known = False  # what the store knows of circuits
+
+    def __bool__(self) -> bool:
+        """Whether anything is held back: where not, nobody needs to ask."""
+        return bool(self.circuits.unwell or self._backlogs)
+
+    # --- one callback ------------------------------------------------------------------------
+
+    def begin_batch(self) -> None:
+        self._left = None
+
+    def why(self, claimed: Claimed, receiver: Receiver, at_ms: int) -> Why | None:
+        """Why this one, claimed at ``at_ms``, cannot go now; None: it may.
+
+        The fresh stand behind those that wait already.
+        """
+        name = receiver.name
+        fresh = claimed.first_claimed_ms == at_ms
+        if not fresh:
+            self._backlogs.came(name)
+        if name in self.circuits.unwell and not self._may_probe(receiver):
+            self._receivers[name] = receiver
+            return Why.CIRCUIT_OPEN
+        if fresh and name in self._backlogs:
+            self._receivers[name] = receiver
+            return Why.THROTTLED
+        return None
+
+    def _may_probe(self, receiver: Receiver) -> bool:
+        name = receiver.name
+        if self._left is None:
+            self._left = {}
+        if name not in self._left:
+            places = self.circuits.places(receiver)
+            if places is None:
+                return True
+            self._left[name] = places - self._under_way()[name] if places else 0
+        self._left[name] -= 1
+        return self._left[name] >= 0
+
+    # --- putting off -------------------------------------------------------------------------
+
+    def put_off(self, waiting: Sequence[tuple[Claimed, str, Receiver, Why]]) -> list[Settlement]:
+        settlements: list[Settlement] = []
+        for why in Why:
+            those = [(claimed, url, receiver) for claimed, url, receiver, its in waiting if its is why]
+            if those:
+                settlements += self._backlogs.put_off(those, why)
+        return settlements
+
+    def put_off_excess(self) -> list[Settlement]:
+        """What slow destinations keep others from."""
+        return self._put_off_parcels(self._sender.give_back_excess(), Why.THROTTLED)
+
+    def put_off_behind_opened(self) -> list[Settlement]:
+        """What waited for places of destinations whose circuit has opened."""
+        settlements: list[Settlement] = []
+        for name in self.circuits.take_opened():
+            self._backlogs.expect(name)
+            settlements += self._put_off_parcels(self._sender.give_back_waiting(name), Why.CIRCUIT_OPEN)
+        return settlements
+
+    def _put_off_parcels(self, parcels: Sequence[Parcel], why: Why) -> list[Settlement]:
+        for parcel in parcels:
+            self._receivers[parcel.destination] = parcel.receiver
+        return self._backlogs.put_off_parcels(parcels, why)
+
+    def stored(self, settlements: Sequence[Settlement]) -> None:
+        if self._backlogs:
+            self._backlogs.stored(settlements)
+
+    # --- letting go --------------------------------------------------------------------------
+
+    async def look(self, paused: Collection[str]) -> None:
+        """Bring what the store knows and what we know together; raises StoreError."""
+        self._paused = paused
+        if not self._known:
+            await self.circuits.load()
+            for name in self.circuits.unwell:
+                self._backlogs.expect(name)
+            self._backlogs.begin()
+            self._known = True
+        await self.circuits.save()
+        await self.circuits.look()
+
+    async def let_go(self) -> int:
+        """Make due what destinations have an appetite for; how many these were. Raises StoreError."""
+        await self._backlogs.search()
+        if not self._backlogs:
+            self._receivers.clear()
+            return 0
+        return await self._backlogs.bring_forward(self._wanted)
+
+    def next_look(self) -> float | None:
+        """In how many seconds it makes sense to ``let_go`` again; None: not before something else happens."""
+        if not self:
+            return None
+        turn = self._backlogs.next_turn(self._wanted_in)
+        probes = [self.circuits.may_be_probed_in(name) or _LOOK_AGAIN for name in self.circuits.unwell]
+        return min([*probes, *([] if turn is None else [turn])], default=None)
+
+    def forget(self) -> None:
+        """Somebody else sends now."""
+        self.circuits.forget()
+        self._known = False
+
+    def _wanted(self, name: str) -> int:
+        if name in self._paused or self._wanted_in(name) > 0:
+            return 0
+        receiver = self._receivers.get(name)
+        if receiver is None:
+            return 1  # then we know more
+        if receiver.paused:
+            return 0
+        if name in self.circuits.unwell:
+            places = self.circuits.places(receiver)
+            if places is not None:
+                return places - self._under_way()[name]
+        return self._sender.appetite(receiver)
+
+    def _wanted_in(self, name: str) -> float:
+        return self.circuits.may_be_probed_in(name) or 0.0

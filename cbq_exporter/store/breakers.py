@@ -1,0 +1,66 @@
+"""Which destinations of a queue have a circuit that is not closed: for who sends after us, and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cbq_exporter.store.connections import Connections
+from cbq_exporter.store.keys import QueueKeys
+
+MOST = 10_000  # circuits of one queue
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """``phase`` is a word of ``policy.breaker.Phase``; seconds, by the store: open for ``left`` more, and not closed
+    since ``since`` (epoch). ``openings``: so many times in a row.
+    """
+
+    phase: str
+    left: float
+    openings: int
+    since: float
+
+
+class Breakers:
+    """Raises StoreUnavailable (a change may or may not have happened) or StoreMisuse."""
+
+    def __init__(self, connections: Connections, keys: QueueKeys, *, lock_value: str = "") -> None:
+        self._connections = connections
+        self._keys = keys
+        self._lock_value = lock_value
+
+    async def current(self) -> Mapping[str, Breaker]:
+        """By destination. Those that are closed are not among them."""
+        time, answer = await self._connections.read_many([("TIME",), ("HGETALL", self._keys.breakers)])
+        for error in (time, answer):
+            if isinstance(error, Exception):
+                raise error
+        now_ms = int(time[0]) * 1000 + int(time[1]) / 1000
+        found = {}
+        for name, text in zip(answer[::2], answer[1::2], strict=True):
+            breaker = _read(text, now_ms)
+            if breaker is not None:
+                found[name.decode("utf-8", "replace")] = breaker
+        return found
+
+    async def keep(self, destination: str, phase: str, left: float, openings: int) -> bool:
+        """False where it is not for us to say: the send lock is somebody else's; or where there are too many."""
+        arguments = [self._lock_value, destination, phase, max(0, round(left * 1000)), openings, MOST]
+        keys = [self._keys.lock, self._keys.breakers]
+        return bool(await self._connections.run_named("breaker_keep", keys, arguments) == 1)
+
+    async def close(self, destination: str) -> bool:
+        """False where it was closed."""
+        return bool(await self._connections.run_named("breaker_close", [self._keys.breakers], [destination]))
+
+
+def _read(text: bytes, now_ms: float) -> Breaker | None:
+    """None where it was not written by us."""
+    phase, *numbers = text.decode("ascii", "replace").split(" ")
+    try:
+        until_ms, openings, since_ms = map(int, numbers)
+    except ValueError:
+        return None
+    return Breaker(phase, max(0.0, (until_ms - now_ms) / 1000), openings, since_ms / 1000)
