@@ -7,7 +7,10 @@ from typing import Any
 
 import msgspec
 
+from cbq_exporter.logs import printable
 from cbq_exporter.model import FailureKind
+
+_LONGEST_DETAIL = 300  # characters
 
 LOCAL_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
@@ -80,7 +83,8 @@ def not_sendable(request: Request, trouble: Exception, *, local: bool = False) -
 
 
 def one_line(trouble: object) -> str:
-    return " ".join(str(trouble).split())[:300]
+    """Printable: libcurl quotes what a receiver has written, in whatever bytes."""
+    return printable(" ".join(str(trouble).split()), _LONGEST_DETAIL)[:_LONGEST_DETAIL]
 
 
 def _unsent(request: Request, kind: FailureKind, detail: str) -> Exchange:

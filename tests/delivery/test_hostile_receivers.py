@@ -119,6 +119,7 @@ HOSTILE: dict[str, tuple[Script, int, FailureKind | None]] = {
     "largest_chunk": (says(CHUNKED + b"7fffffffffffffff\r\nx"), 0, PROTOCOL),
     "largest_length": (says(OK + b"Content-Length: 9223372036854775807\r\n\r\nx"), 0, PROTOCOL),
     "unknown_transfer_encoding": (says(OK + b"Transfer-Encoding: x\r\n\r\nx"), 0, PROTOCOL),
+    "unspeakable_encoding": (says(OK + b"Transfer-Encoding: a\xff\xc3\x1b[31m\xe2\x80\xa8b\r\n\r\n"), 0, PROTOCOL),
     "compressed_transfer": (says(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n4\r\nnope\r\n"), 0, PROTOCOL),
     "header_without_colon": (says(OK + b"nonsense\r\n" + EMPTY), 0, PROTOCOL),
     "no_status": (says(b"HTTP/1.1\r\n" + EMPTY), 0, PROTOCOL),
