@@ -55,16 +55,15 @@ class Template:
         self._name = name
         environment = _JSON if escapes else _TEXT
         try:
-            tree = environment.parse(source, name)
+            tree = Guard().visit(environment.parse(source, name))
             self.names = frozenset(meta.find_undeclared_variables(tree)) - environment.globals.keys()
             _refuse_unknown(tree, self.names, known, secrets)
-            tree = Guard().visit(tree)
             code = environment.compile(tree, name, name)
             self._template = jinja2.Template.from_code(environment, code, environment.globals)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"{name}:{error.lineno}: {printable(error.message or '', _LONGEST_DETAIL)}") from None
-        except RecursionError:
-            raise TemplateError(f"{name}: nested too deeply") from None
+        except Exception as error:  # what is always the same is worked out now
+            raise TemplateError(f"{name}: {_why(error)}") from None
 
     def render(self, values: Mapping[str, Any], max_chars: int) -> str:
         """Raises RenderError. Nothing is kept of ``values``."""

@@ -51,6 +51,8 @@ class Guard(NodeTransformer):
                 operand.expr = _paid_operand(operand.expr)
         elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
             node.node = _called("made", node.node)
+        elif isinstance(node, nodes.CondExpr) and node.expr2 is None:
+            node.expr2 = nodes.Const("", lineno=node.lineno)
         return node
 
 
@@ -88,10 +90,11 @@ class Missing(jinja2.StrictUndefined):
     def _undefined_message(self) -> str:
         if self._undefined_hint:
             return self._undefined_hint
-        name = printable(str(self._undefined_name), 60)
+        name = self._undefined_name
+        said = repr(printable(str(name), 60)) if isinstance(name, str | int) else name_of(name)
         if self._undefined_obj is missing:
-            return f"{name!r} has no value"
-        return f"there is no {name!r} in {name_of(self._undefined_obj)}"
+            return f"{said} has no value"
+        return f"there is no {said} in {name_of(self._undefined_obj)}"
 
 
 class Environment(ImmutableSandboxedEnvironment):
@@ -107,6 +110,7 @@ class Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             cache_size=0,
+            optimized=False,
         )
         self.filters = dict(FILTERS)
         self.tests = dict(TESTS)
