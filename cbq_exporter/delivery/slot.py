@@ -26,6 +26,8 @@ SAMPLE_BYTES = 1024
 _IDLE_CONNECTION = 55
 # Seconds after which a connection is not used again, so that a name which leads elsewhere by now is looked up again.
 _OLDEST_CONNECTION = 300
+_AUTHORITIES_KEPT = 60  # seconds that a ca_file is not read again; libcurl's own choice is a day
+_CA_CACHE_TIMEOUT = 321  # pycurl has no name for this option as of 7.49
 _RESOLVED_FOR = 60  # seconds that an address is kept; libcurl keeps at most 29,999 of them
 _LARGE_BODY = 16 * 1024  # libcurl sends less than this with one call
 _QUIET_ROUNDS = 2
@@ -135,6 +137,9 @@ class Slot:
             (pycurl.USERAGENT, around.user_agent),
             (pycurl.SSL_VERIFYPEER, 1),
             (pycurl.SSL_VERIFYHOST, 2),
+            # A session that is taken up again neither shows a new certificate of ours nor asks a new ca_file.
+            (pycurl.SSL_SESSIONID_CACHE, tls is None),
+            (_CA_CACHE_TIMEOUT, _AUTHORITIES_KEPT),
             (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2TLS),
             (pycurl.TCP_KEEPALIVE, 1),
             (pycurl.MAXAGE_CONN, _IDLE_CONNECTION),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cbq_exporter.delivery import slot
 from cbq_exporter.delivery.exchange import Certificates
 from cbq_exporter.model import FailureKind
 from tests.support.receiver import Receiver
@@ -71,6 +72,28 @@ def test_a_connection_is_kept_for_requests_with_the_same_certificates_only(
     for path in ("/ours", "/theirs", "/none"):
         assert len({seen.peer for seen in receiver.requests if seen.path == path}) == 1
     assert len(receiver.requests) == 30
+
+
+def test_new_certificates_under_the_old_names_count_for_new_connections(
+    tls: Tls, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot, "_AUTHORITIES_KEPT", 0)
+    stranger = certificates.authority(tmp_path, "stranger").certificate
+    ca_file, cert_file = tmp_path / "ca.pem", tmp_path / "both.pem"
+
+    def put(authority: Path, own: Certificates) -> None:
+        assert own.cert_file is not None
+        ca_file.write_bytes(authority.read_bytes())
+        cert_file.write_bytes(b"".join(Path(path).read_bytes() for path in (own.cert_file, own.key_file) if path))
+
+    with Sender() as sender:
+        ended = []
+        for authority, own in ((tls.authority, tls.ours), (tls.authority, tls.theirs), (stranger, tls.theirs)):
+            put(authority, own)
+            ended.append(sender.post(receiver.url(), tls=Certificates(str(ca_file), str(cert_file))).failure)
+            receiver.drop_connections()
+    assert ended == [None, None, FailureKind.TLS]
+    assert [seen.certificate for seen in receiver.requests] == ["ours", "theirs"]
 
 
 def test_certificates_that_are_not_there_or_wrong_are_our_own_trouble(
