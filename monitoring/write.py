@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import yaml
 
+from monitoring.places import JOB
 from monitoring.rules import ALERTS, RECORDINGS, Alert, Recording, duration
 
 RECORDING_RULES = "deploy/prometheus/cbq-recording.rules.yml"
 ALERTING_RULES = "deploy/prometheus/cbq-alerts.rules.yml"
+KUBERNETES_RULES = "deploy/kubernetes/prometheusrule.yaml"
 
 _HEAD = "# Written by `make docs` from monitoring/rules.py: change it there.\n"
 
 
 def recording_rules() -> str:
-    return _file("cbq-recording", map(_recording, RECORDINGS))
+    return _file({"groups": [_recording_group()]})
 
 
 def alerting_rules() -> str:
-    return _file("cbq-alerts", map(_alert, ALERTS))
+    return _file({"groups": [_alerting_group()]})
+
+
+def kubernetes_rules() -> str:
+    """All of them, as the Prometheus operator takes them."""
+    about = {"name": JOB, "labels": {"app.kubernetes.io/name": JOB}}
+    kind = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": about}
+    return _file({**kind, "spec": {"groups": [_recording_group(), _alerting_group()]}})
+
+
+def _recording_group() -> dict[str, Any]:
+    return {"name": "cbq-recording", "rules": [_recording(one) for one in RECORDINGS]}
+
+
+def _alerting_group() -> dict[str, Any]:
+    return {"name": "cbq-alerts", "rules": [_alert(one) for one in ALERTS]}
 
 
 def _recording(one: Recording) -> dict[str, Any]:
@@ -55,6 +71,5 @@ _Dumper.add_representer(
 )
 
 
-def _file(group: str, rules: Iterable[dict[str, Any]]) -> str:
-    content = {"groups": [{"name": group, "rules": list(rules)}]}
+def _file(content: dict[str, Any]) -> str:
     return _HEAD + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)

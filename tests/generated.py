@@ -27,6 +27,7 @@ DOCUMENTS: Mapping[str, Callable[[], str]] = {
     openapi.PAGE: openapi.markdown,
     rule_files.RECORDING_RULES: rule_files.recording_rules,
     rule_files.ALERTING_RULES: rule_files.alerting_rules,
+    rule_files.KUBERNETES_RULES: rule_files.kubernetes_rules,
     **dashboards.FILES,
 }
 
