@@ -34,3 +34,10 @@ def server(_running: dict[str, Server]) -> Server:
 def each_server(_running: dict[str, Server], request: pytest.FixtureRequest) -> Server:
     """The test runs once on an empty Valkey and once on an empty Redis."""
     return _emptied(_running, request.param)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Ids that can be written anywhere: a lone surrogate cannot."""
+    if isinstance(val, str) and not val.isprintable():
+        return ascii(val)[1:-1]
+    return None
