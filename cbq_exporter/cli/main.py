@@ -44,6 +44,7 @@ _COMMANDS = {
     "healthcheck": "cbq_exporter.cli.healthcheck:healthcheck",
     "check-config": "cbq_exporter.cli.check_config:check_config",
     "check-url": "cbq_exporter.cli.check_url:check_url",
+    "render": "cbq_exporter.cli.render:render",
     "demo": "cbq_exporter.cli.demo.command:demo",
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cbq_exporter.config import DestinationConfig, QueueConfig
+from cbq_exporter.config.files import Files
 from cbq_exporter.delivery import url
 from cbq_exporter.delivery.egress import policy_of
 from cbq_exporter.delivery.receivers import Receivers
@@ -62,7 +63,7 @@ def explain(
     except ValueError as error:
         return Explanation(given, str(error))
     delivery = queue.delivery
-    receiver = Receivers(queue, destinations).of(target)
+    receiver = Receivers(queue, destinations, files=Files(masked=True)).of(target)
     entry = next((one for one in destinations if one.name == receiver.name), None)
     ca_file = receiver.tls.ca_file if receiver.tls and receiver.tls.ca_file else delivery.ca_file
     egress = policy_of(delivery.egress)
