@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import pytest
 
 from cbq_exporter.client import CallbackQueue, EnqueueError, InvalidCallback
 from tests.support.daemons import Daemon, queue, until
-from tests.support.fault_proxy import Action, Fault, FaultProxy
+from tests.support.fault_proxy import Action, Direction, Fault, FaultProxy
 from tests.support.queues import ExistingWorker
 from tests.support.receiver import Receiver
 from tests.support.servers import Server
@@ -236,6 +237,50 @@ def test_a_connection_that_the_server_closed_is_replaced(server: Server, callbac
 def drop_clients(server: Server) -> None:
     redis: Any = server.client
     redis.client_kill_filter(_type="normal", skipme=True)
+
+
+class TimeIsUp(Exception):
+    """What Celery's soft time limit and gunicorn's timeout raise, from a signal, wherever the program is."""
+
+
+def interrupted(callbacks: CallbackQueue, payload: bytes) -> None:
+    def end(*_: object) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(TimeIsUp):
+            callbacks.push([payload])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_the_answer_to_an_interrupted_push_is_not_taken_for_the_next_one(server: Server, proxy: FaultProxy) -> None:
+    late = Fault(Action.DELAY, Direction.TO_CLIENT, containing=b"RPUSH", seconds=0.5)
+    callbacks = CallbackQueue(proxy.url)
+    payload = callbacks.write(URL, 1)
+
+    async def cancelled() -> None:
+        async with callbacks:
+            await callbacks.apush([payload])
+            proxy.plan(late)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(callbacks.apush([payload]), 0.1)
+            server.client.rename(PENDING, "kept")
+            server.client.set(PENDING, "no list")
+            with pytest.raises(EnqueueError, match="another type"):
+                await callbacks.apush([payload])
+
+    asyncio.run(cancelled())
+    server.client.rename("kept", PENDING)
+    proxy.plan(late)
+    interrupted(callbacks, payload)
+    server.client.set(PENDING, "no list")
+    with pytest.raises(EnqueueError, match="another type"):
+        callbacks.push([payload])
+    callbacks.close()
 
 
 # --- threads, processes, event loops -------------------------------------------------------------
