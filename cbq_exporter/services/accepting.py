@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from cbq_exporter.clock import Clock
@@ -12,11 +11,9 @@ from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.exchange import Request
 from cbq_exporter.delivery.receivers import Receiver, Receivers
 from cbq_exporter.delivery.shaping import Unusable
-from cbq_exporter.model import Claim, Claimed, Dead, Failure, Retry, Settlement
+from cbq_exporter.model import Claim, Claimed, Dead, Failure, Settlement
 from cbq_exporter.services.backlogs import Why
 from cbq_exporter.services.holding import Holding
-
-_PAUSED_FOR = 30.0  # seconds that a callback to a paused destination is put off at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ class Acceptor:
                 continue
             receiver = self._receivers.of(read.target)
             if receiver.paused or receiver.name in paused:
-                accepted.not_sent.append(self._put_off(claimed, read.target.url, receiver))
+                held_back.append((claimed, read.target.url, receiver, Why.PAUSED))
                 continue
             if holding is not None and (why := holding.why(claimed, receiver, claim.at_ms)) is not None:
                 held_back.append((claimed, read.target.url, receiver, why))
@@ -80,14 +77,3 @@ class Acceptor:
     def _given_up(self, claimed: Claimed, why: Unusable) -> Settlement:
         failure = Failure(why.reason.value, detail=why.detail, at=self._clock.now())
         return Settlement(claimed, Dead(why.reason, failure, attempt_used=False), url=why.url)
-
-    def put_off(self, parcels: Sequence[Parcel]) -> list[Settlement]:
-        """Their destination was paused before they were sent."""
-        return [self._put_off(parcel.claimed, parcel.request.url, parcel.receiver) for parcel in parcels]
-
-    def _put_off(self, claimed: Claimed, url: str, receiver: Receiver) -> Settlement:
-        """Its destination is paused. No attempt is used."""
-        detail = "its destination is paused in the configuration" if receiver.paused else "its destination is paused"
-        failure = Failure("paused", detail=detail, at=self._clock.now())
-        outcome = Retry(_PAUSED_FOR * random.uniform(1.0, 1.5), failure, attempt_used=False)
-        return Settlement(claimed, outcome, url, receiver.name)

@@ -6,6 +6,7 @@ there once, and brought forward in bulk. Should nobody bring it forward, it is d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,11 +31,13 @@ class Why(StrEnum):
 
     THROTTLED = "throttled"
     CIRCUIT_OPEN = "circuit_open"
+    PAUSED = "paused"
 
 
 _DETAIL = {
     Why.THROTTLED: "its destination is busy",
     Why.CIRCUIT_OPEN: "its destination fails, and is left alone for a while",
+    Why.PAUSED: "its destination is paused",
 }
 
 
@@ -101,7 +104,8 @@ class Backlogs:
                 # A millisecond apart: that is the order in which they come back.
                 outcome = Retry(HELD_FOR + position / 1000, failure, attempt_used=False)
                 self._all.setdefault(receiver.name, _Backlog()).unstored += 1
-                self._instruments.destination(receiver.name).throttled.inc()
+                if why is not Why.PAUSED:
+                    self._instruments.destination(receiver.name).throttled.inc()
             settlements.append(Settlement(claimed, outcome, url, receiver.name))
         return settlements
 
@@ -167,5 +171,5 @@ class Backlogs:
         """In how many seconds ``bring_forward`` may have something to do; ``wanted_in`` is when at the earliest."""
         now = self._clock.monotonic()
         turns = (max(backlog.turn_at - now, wanted_in(name)) for name, backlog in self._all.items())
-        soonest = min(turns, default=None)
-        return None if soonest is None else max(soonest, 0.05)
+        soonest = min(turns, default=math.inf)
+        return None if soonest == math.inf else max(soonest, 0.05)

@@ -310,7 +310,7 @@ class Dispatcher:
     def _pause(self, gone: Mapping[str, str]) -> None:
         """Send nothing more to these destinations; the store is told with the next run."""
         for name in self._pausing.add(gone):
-            self._settler.add(self._acceptor.put_off(self._sender.give_back_waiting(name)))
+            self._settler.add(self._holding.put_off_paused(name))
         self._on_retry(0.0)
 
     def _on_settled(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> None:

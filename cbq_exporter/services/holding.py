@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
@@ -13,6 +14,7 @@ from cbq_exporter.metrics.instruments import QueueInstruments
 from cbq_exporter.model import Claimed, Settlement
 from cbq_exporter.services.backlogs import Backlogs, Why
 from cbq_exporter.services.circuits import Circuits
+from cbq_exporter.services.pausing import LOOK_EVERY
 from cbq_exporter.store.breakers import Breakers
 from cbq_exporter.store.queue import Queue
 
@@ -60,10 +62,8 @@ class Holding:
         if not fresh:
             self._backlogs.came(name)
         if name in self.circuits.unwell and not self._may_probe(receiver):
-            self._receivers[name] = receiver
             return Why.CIRCUIT_OPEN
         if fresh and name in self._backlogs:
-            self._receivers[name] = receiver
             return Why.THROTTLED
         return None
 
@@ -83,6 +83,7 @@ class Holding:
 
     def put_off(self, waiting: Sequence[tuple[Claimed, str, Receiver, Why]]) -> list[Settlement]:
         settlements: list[Settlement] = []
+        self._receivers.update((receiver.name, receiver) for _, _, receiver, _ in waiting)
         for why in Why:
             those = [(claimed, url, receiver) for claimed, url, receiver, its in waiting if its is why]
             if those:
@@ -100,6 +101,10 @@ class Holding:
             self._backlogs.expect(name)
             settlements += self._put_off_parcels(self._sender.give_back_waiting(name), Why.CIRCUIT_OPEN)
         return settlements
+
+    def put_off_paused(self, name: str) -> list[Settlement]:
+        """What waited for places of a destination that is paused now."""
+        return self._put_off_parcels(self._sender.give_back_waiting(name), Why.PAUSED)
 
     def _put_off_parcels(self, parcels: Sequence[Parcel], why: Why) -> list[Settlement]:
         for parcel in parcels:
@@ -146,13 +151,11 @@ class Holding:
         self._known = False
 
     def _wanted(self, name: str) -> int:
-        if name in self._paused or self._wanted_in(name) > 0:
+        if self._wanted_in(name) > 0:
             return 0
         receiver = self._receivers.get(name)
         if receiver is None:
             return 1  # then we know more
-        if receiver.paused:
-            return 0
         if name in self.circuits.unwell:
             places = self.circuits.places(receiver)
             if places is not None:
@@ -160,4 +163,10 @@ class Holding:
         return self._sender.appetite(receiver)
 
     def _wanted_in(self, name: str) -> float:
+        """In how many seconds at the earliest."""
+        receiver = self._receivers.get(name)
+        if receiver is not None and receiver.paused:
+            return math.inf  # until the configuration is another
+        if name in self._paused:
+            return LOOK_EVERY
         return self.circuits.may_be_probed_in(name) or 0.0

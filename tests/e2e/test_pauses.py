@@ -9,7 +9,7 @@ from typing import Any
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.pauses import Pause, Pauses
-from tests.e2e.bare_client import item, push
+from tests.e2e.bare_client import item, number_of, push
 from tests.support.counting_receiver import CountingReceiver
 from tests.support.daemons import Daemon, until
 from tests.support.servers import Server
@@ -68,15 +68,9 @@ def test_a_paused_destination_waits_without_using_an_attempt_and_others_are_sent
             assert all("paused" in str(record) for record in records), records
             seconds, _ = redis.time()
             due = redis.zrange(KEYS.retry, 0, -1, withscores=True)
-            assert all(20 < at / 1000 - seconds < 50 for _, at in due)
+            assert all(at / 1000 - seconds > 500 for _, at in due)  # not again and again
             change(server, destination, paused=False)
-            push(redis, item(other.url, 99))  # the daemon looks again
-
-            def all_are_delivered() -> bool:
-                for name in redis.zrange(KEYS.retry, 0, -1):  # time passes; within a second it knows
-                    redis.zadd(KEYS.retry, {name: 1}, xx=True)
-                return daemon.metrics().get("cbq_callbacks_delivered_total") == 21
-
-            until(all_are_delivered)
-            assert daemon.metrics().get("cbq_delivery_attempts_total") == 21
+            until(lambda: daemon.metrics().get("cbq_callbacks_delivered_total") == 20)
+            assert daemon.metrics().get("cbq_delivery_attempts_total") == 20
+            assert slow.order == sorted(slow.order, key=number_of)
             assert redis.zcard(KEYS.dead) == 0

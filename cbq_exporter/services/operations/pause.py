@@ -50,7 +50,7 @@ async def plan_resume(parts: Parts, operation: Resume) -> Plan:
         return Plan(operation, (state, f"{what} is not paused{others}"), {"pauses": 0}, nothing_to_do=True)
     effect = f"{what} is paused, {since}; resume it"
     if operation.destination is not None:
-        effect += ": what was put off goes out within a minute"
+        effect += ": what was put off goes out within seconds"
     return Plan(
         operation,
         (state, effect),
