@@ -66,10 +66,12 @@ def chosen_queue(config: Config, name: str | None) -> QueueConfig:
 def _url_of_cache(alias: str) -> str:
     """Where the server is, by the options of django-redis or of Django's own backend."""
     setting = f"CACHES[{alias!r}]"
+    # Settings for development and tests often have another cache: where nothing else is said, that is no error.
+    none = "cbq.E003" if hasattr(settings, NAME) else "cbq.W001"
     cache = settings.CACHES.get(alias)
     hint = f"Give {NAME} = {{'redis': {{'url': 'redis://…'}}}}, or the name of a cache in Redis: {{'cache': '…'}}."
     if cache is None:
-        raise WrongSetting(setting, "nothing", "must be a cache in Redis", id="cbq.E003", hint=hint)
+        raise WrongSetting(setting, "nothing", "must be a cache in Redis", id=none, hint=hint)
     options = cache.get("OPTIONS") or {}
     if "SENTINELS" in options or "Sentinel" in str(options.get("CLIENT_CLASS", "")):
         raise WrongSetting(
@@ -78,7 +80,7 @@ def _url_of_cache(alias: str) -> str:
     location = _first(cache.get("LOCATION"))
     if not location.startswith(_SCHEMES):
         backend = cache.get("BACKEND", "no backend")
-        raise WrongSetting(setting, str(backend), "must be a cache in Redis", id="cbq.E003", hint=hint)
+        raise WrongSetting(setting, str(backend), "must be a cache in Redis", id=none, hint=hint)
     url = _with_options(location, _login(options))
     trouble = redis_url.trouble(url)
     if trouble is not None:

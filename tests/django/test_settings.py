@@ -76,6 +76,8 @@ def test_wrong_settings_are_explained() -> None:
     assert (number, "/nowhere/cbq.yaml: file: found nothing there" in text) == ("cbq.E002", True)
 
     ((number, text),) = found(CACHES={"default": LOCAL})
+    assert number == "cbq.W001"
+    ((number, text),) = found(CACHES={"default": LOCAL}, CBQ_EXPORTER={})
     assert number == "cbq.E003"
     assert "CACHES['default']: found django.core.cache.backends.locmem.LocMemCache; must be a cache in Redis" in text
     assert "HINT: Give CBQ_EXPORTER = {'redis': " in text

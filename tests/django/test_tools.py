@@ -26,6 +26,7 @@ from cbq_exporter.django import (
 )
 from cbq_exporter.errors import RefusedError, StoreMisuse, StoreUnavailable, UsageError
 from tests.django.project.settings import DJANGO_OWN, DJANGO_REDIS, caches
+from tests.support.acl import documented_user
 from tests.support.queues import ExistingWorker, callback
 from tests.support.servers import Server
 
@@ -143,6 +144,18 @@ def test_the_audit_says_who(redis: Server) -> None:
         (f"cli:django alice@{host}", "unlock", "started", "hung since noon"),
         (f"cli:django alice@{host}", "unlock", "done", "hung since noon"),
     ]
+
+
+def test_with_the_permissions_that_are_documented(server: Server) -> None:
+    filled(server)
+    with documented_user(server, "observe") as url, override_settings(CACHES=caches(url)):
+        assert get_queue_status()["processing_count"] == 3
+        with pytest.raises(StoreMisuse, match="lacks a permission"):
+            force_release_lock()
+    with documented_user(server, "supervise") as url, override_settings(CACHES=caches(url)):
+        assert get_queue_status()["processing_count"] == 3
+        assert (force_release_lock(), clear_processing_queue(), reset_callback_queue()) == (True, 3, True)
+        assert undo_reset() == 5
 
 
 # --- which server, which queue -------------------------------------------------------------------
