@@ -69,8 +69,12 @@ class Sender:
         return self._destinations.excess(self._clock.monotonic())
 
     def give_back_waiting(self, destination: str) -> list[Parcel]:
-        """All that waits for a place there."""
-        return self._destinations.take_waiting(destination)
+        """All that waits there for a place or for its moment."""
+        waiting = self._destinations.take_waiting(destination)
+        spread_out = [parcel for parcel in self._later if parcel.destination == destination]
+        for parcel in spread_out:
+            self._later.pop(parcel).cancel()
+        return waiting + spread_out
 
     def give_back_unstarted(self) -> list[Parcel]:
         """All that waits for a place or for its moment, in order. What the engine was given comes back as ended."""

@@ -49,7 +49,9 @@ def test_who_says_that_it_is_gone_is_paused_until_somebody_resumes_it(server: Se
     with (
         CountingReceiver(lambda body, nth: (410, 0.05)) as gone,
         CountingReceiver() as other,
-        Daemon(server.url, queue(lock={"ttl": "1s"}), destinations=[entry(gone, concurrency=2)]) as daemon,
+        Daemon(
+            server.url, queue(batch={"spread": "5ms"}, lock={"ttl": "1s"}), destinations=[entry(gone, concurrency=2)]
+        ) as daemon,
     ):
         push(client, *(item(gone.url if number % 2 else other.url, number) for number in range(100)))
         until(lambda: lengths(client)["retry"] + lengths(client)["dead"] == 50 and other.requests == 50)
