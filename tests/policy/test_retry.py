@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cbq_exporter.model import Dead, DeadReason, Delivered, FailureKind, Outcome, PutBack, Retry
-from cbq_exporter.policy.retry import Attempt, RetryRule, backoff, judge
+from cbq_exporter.policy.retry import Attempt, RetryRule, backoff, judge, meaning_of
 
 RULE = RetryRule(max_attempts=10, max_age=86_400.0, base=5.0, cap=3600.0, retry_after_cap=3600.0)
 
@@ -20,8 +22,9 @@ def after(
     attempts: int = 0,
     age: float = 1.0,
     roll: float = 0.5,
+    rule: RetryRule = RULE,
 ) -> Outcome:
-    return judge(Attempt(status, failure, retry_after), RULE, attempts_before=attempts, age=age, roll=roll)
+    return judge(Attempt(status, failure, retry_after), rule, attempts_before=attempts, age=age, roll=roll)
 
 
 def of_status(status: int) -> FailureKind | None:
@@ -32,22 +35,52 @@ def of_status(status: int) -> FailureKind | None:
     )
 
 
+# What each status means without a table.
+USUAL = {
+    "retry": (101, 300, 301, 302, 303, 304, 307, 308, 399, 408, 425, 429, 500, 501, 502, 503, 504, 599, 600, 999),
+    "dead": (400, 401, 402, 403, 404, 405, 407, 409, 411, 413, 417, 422, 423, 424, 426, 428, 431, 451, 499),
+    "pause": (410,),
+}
+MEANINGS = ("delivered", "retry", "dead", "pause")
+
+
+def table(**statuses: str) -> RetryRule:
+    return replace(RULE, statuses={name.strip("_"): meaning for name, meaning in statuses.items()})
+
+
+def is_as(outcome: Outcome, meaning: str) -> bool:
+    """A pause is a dead letter like others; whoever sends sees to the rest."""
+    if meaning in ("dead", "pause"):
+        return isinstance(outcome, Dead) and outcome.reason is DeadReason.REJECTED and outcome.attempt_used
+    return isinstance(outcome, Delivered if meaning == "delivered" else Retry)
+
+
 @pytest.mark.parametrize(
-    ("statuses", "kind"),
-    [
-        ((200, 201, 202, 204, 206, 299), Delivered),
-        ((101, 301, 302, 303, 307, 308), Retry),
-        ((408, 425, 429), Retry),
-        ((500, 501, 502, 503, 504, 599, 999), Retry),
-        ((400, 401, 403, 404, 405, 409, 410, 413, 422, 451), Dead),
-    ],
+    ("status", "usual"), [(status, usual) for usual, statuses in USUAL.items() for status in statuses]
 )
-def test_statuses(statuses: tuple[int, ...], kind: type[Outcome]) -> None:
-    for status in statuses:
-        outcome = after(status, of_status(status))
-        assert isinstance(outcome, kind), status
-        if isinstance(outcome, Dead):
-            assert outcome.reason is DeadReason.REJECTED
+def test_each_status_by_itself_and_with_every_table(status: int, usual: str) -> None:
+    kind = of_status(status)
+    assert meaning_of(status, RULE) == usual
+    assert is_as(after(status, kind), usual)
+    single, of_class = f"_{status}", f"_{status // 100}xx"
+    for one in MEANINGS:
+        for other in MEANINGS:
+            assert is_as(after(status, kind, rule=table(**{single: one})), one)
+            assert is_as(after(status, kind, rule=table(**{of_class: one})), one)
+            assert is_as(after(status, kind, rule=table(**{of_class: one, single: other})), other)
+            assert is_as(after(status, kind, rule=table(_299=one, _9xx=other) if status < 900 else RULE), usual)
+
+
+def test_a_2xx_is_delivered_whatever_the_table_says() -> None:
+    for status in range(200, 300):
+        assert is_as(after(status, None, rule=table(_2xx="dead")), "delivered")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FailureKind if not kind.name.startswith("HTTP_")])
+def test_without_an_answer_no_table_counts(kind: FailureKind) -> None:
+    said = {f"_{number}xx": "dead" for number in range(1, 6)}
+    for statuses in ({}, said, dict.fromkeys(said, "delivered")):
+        assert after(failure=kind, rule=table(**statuses)) == after(failure=kind)
 
 
 NETWORK = (FailureKind.TIMEOUT, FailureKind.CONNECT, FailureKind.DNS, FailureKind.TLS, FailureKind.PROTOCOL)
