@@ -15,16 +15,21 @@ from cbq_exporter.errors import ConfigError
 @options.output
 @options.debug
 def check_config(config_path: Path | None, as_json: bool) -> int:
-    """Check a configuration, and list everything that is wrong with it. The web config that it names is checked too."""
+    """Check a configuration, and list everything that is wrong with it. The web config, templates and secrets that it
+    names are checked too."""
     from cbq_exporter.config import load
     from cbq_exporter.config import warnings as warnings_of
     from cbq_exporter.delivery.proxying import proxy_of
+    from cbq_exporter.delivery.receivers import Receivers
+    from cbq_exporter.model import Mode
     from cbq_exporter.web.tls import check_web_config
 
     try:
         loaded = load(config_path)
         for queue in loaded.config.queues:
             proxy_of(queue)
+            if queue.mode is Mode.DISPATCH:
+                Receivers(queue, loaded.config.destinations)
         warnings = [*warnings_of(loaded.config), *check_web_config(loaded.config)]
     except ConfigError as error:
         if not as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from pydantic import BaseModel
@@ -18,7 +18,8 @@ FIXED = ("redis.url", "data_dir", "web.listen_address", "web.config_file")
 class Changes:
     """Queues by name; paths as in the file, without values, which may be secret.
 
-    ``changed`` has the paths within each queue, and "destinations" where a queue that sends has other receivers;
+    ``changed`` has the paths within each queue, "destinations" where a queue that sends has other receivers, and
+    "files" where a template or a secret that it names holds something else now;
     ``settings`` those outside of queues.
     """
 
@@ -36,14 +37,17 @@ class Changes:
         return bool(self.added or self.removed or self.changed or self.settings)
 
 
-def between(old: Config, new: Config) -> Changes:
-    """In the order of ``new``. The order of the queues is no change."""
+def between(old: Config, new: Config, other_files: Collection[str] = ()) -> Changes:
+    """In the order of ``new``, in which the order of the queues is no change.
+
+    ``other_files`` names queues whose templates or secrets hold something else.
+    """
     before = {queue.name: queue for queue in old.queues}
     after = {queue.name: queue for queue in new.queues}
     of_all = ("destinations",) if old.destinations != new.destinations else ()
 
     def paths(name: str) -> tuple[str, ...]:
-        own = tuple(_paths(before[name], after[name]))
+        own = (*_paths(before[name], after[name]), *(("files",) if name in other_files else ()))
         return (*own, *of_all) if after[name].mode is Mode.DISPATCH else own
 
     changed = {name: paths(name) for name in after if name in before}

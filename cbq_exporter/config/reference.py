@@ -79,8 +79,9 @@ So does a file that is gone, empty, or no regular file.
   start on: a file with another value there is refused.
 
 Several reloads follow each other. A reload is in the audit of each queue that it changes. The environment is that of
-the start. Files that the configuration names are not compared: tokens are read for each request, `delivery.ca_file` and
-those of `destinations[].tls` for new connections.
+the start. Templates and secrets that a queue names are read again: where one holds something else, the queue is a
+changed one. Other files are not compared: tokens are read for each request, `delivery.ca_file` and those of
+`destinations[].tls` for new connections.
 
 ## Keys
 

@@ -56,7 +56,9 @@ class Application:
         self.instruments = Instruments([queue.name for queue in self.config.queues], revision=revision())
         self._on_config = on_config
         self._schedule = Schedule(self.instruments, clock)
-        self._reloader = Reloader(loaded.source, lambda: self.config, self._take_over, self.instruments, clock)
+        self._reloader = Reloader(
+            loaded.source, lambda: self.config, self._take_over, self.instruments, clock, self._other_files
+        )
         self._embedded: EmbeddedServer | None = None
         self._store: Store | None = None
         self._api: Api | None = None
@@ -209,6 +211,9 @@ class Application:
         if self._on_config is not None:
             self._on_config(config)
         await self._attendants.replace(new, changes, actor, config.shutdown.grace)
+
+    def _other_files(self) -> list[str]:
+        return [attendant.name for attendant in self._attendants if attendant.files_have_changed()]
 
     def _successors(self, config: Config, changes: Changes, store: Store) -> list[Attendant]:
         """Those of the queues that are new or changed, not started yet."""

@@ -12,6 +12,7 @@ from typing import Any
 from cbq_exporter import __version__
 from cbq_exporter.clock import Clock
 from cbq_exporter.config import DestinationConfig, QueueConfig
+from cbq_exporter.config.files import Files
 from cbq_exporter.daemon.arrivals import Arrivals
 from cbq_exporter.daemon.loops import Loops
 from cbq_exporter.daemon.schedule import Schedule
@@ -66,11 +67,12 @@ class Attendant:
         self.tasks: list[str] = []  # what is scheduled, by name, the telling ones first
         self._closing: asyncio.Task[None] | None = None
         self._dispatcher: Dispatcher | None = None
+        self._files = Files()
         if config.mode is Mode.DISPATCH:
             self._dispatcher = Dispatcher(
                 config,
                 store.queues[config.name],
-                Receivers(config, destinations),
+                Receivers(config, destinations, files=self._files, clock=clock),
                 instruments,
                 _engine_maker(config, clock),
                 clock,
@@ -110,6 +112,10 @@ class Attendant:
 
     def ended_loops(self) -> list[str]:
         return self._loops.ended()
+
+    def files_have_changed(self) -> bool:
+        """Whether a template or a secret of the queue holds something else than when this was made."""
+        return self._files.have_changed()
 
     def report_in_flight(self) -> None:
         if self._dispatcher is not None:

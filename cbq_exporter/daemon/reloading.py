@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 from cbq_exporter.clock import Clock
@@ -36,9 +36,12 @@ class Reloader:
         take_over: Callable[[Config, Changes, Actor], Awaitable[None]],
         instruments: Instruments,
         clock: Clock,
+        other_files: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """``other_files`` names the queues whose templates or secrets hold something else now."""
         self._source = source
         self._current = current
+        self._other_files = other_files
         self._take_over = take_over
         self._instruments = instruments
         self._clock = clock
@@ -115,7 +118,7 @@ class Reloader:
         if self._stopping:
             raise CbqError("the daemon is stopping: nothing is reloaded")
         loaded = await asyncio.to_thread(_load, self._source)
-        made = changes.between(self._current(), loaded.config)
+        made = changes.between(self._current(), loaded.config, self._other_files())
         if made.need_restart:
             raise NeedsRestart(str(loaded.source or "defaults"), made.need_restart)
         for warning in warnings(loaded.config):
