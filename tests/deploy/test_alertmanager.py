@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cbq_exporter.config.loading import load
+from loop.shipped import seconds
 from monitoring.rules import ALERTS, Alert
 from tests.support.daemons import Daemon, merged, queue, until
 from tests.support.prometheus import Alertmanager, program
@@ -53,6 +54,16 @@ def test_the_daemon_has_a_route_for_each_alert_it_is_sent_and_repeats_come_after
     repeat = re.fullmatch(r"(\d+)m", route["repeat_interval"])
     assert repeat
     assert int(repeat[1]) * 60 > max(one.cooldown for one in routes)
+
+
+def test_people_are_told_only_when_what_the_daemon_healed_would_have_ended() -> None:
+    intervals = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["global"]
+    _, people, *_ = _config()["route"]["routes"]
+    healed = {alert.name for alert in ALERTS if alert.action}
+    assert set(re.findall(r"Cbq\w+", people["matchers"][0])) == healed
+    assert people["receiver"] == PEOPLE
+    ends_within = seconds(intervals["scrape_interval"]) + seconds(intervals["evaluation_interval"])
+    assert seconds(people["group_wait"]) > ends_within
 
 
 def test_what_alertmanager_posts_is_healed_once(tmp_path: Path, server: Server) -> None:
