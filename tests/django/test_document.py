@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,9 @@ from django.test import override_settings
 from cbq_exporter.django import get_queue_status
 from cbq_exporter.django.settings import configuration
 from tests.django.test_tools import filled
-from tests.generated import ROOT
 from tests.support.servers import Server
 
+ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "django.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
 SETTINGS = [block for block in BLOCKS if block.startswith(("CBQ_EXPORTER", "INSTALLED_APPS"))]

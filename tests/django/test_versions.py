@@ -49,15 +49,15 @@ def test_the_newest(environments: Path) -> None:
         skip_or_fail(f"the newest Django needs one of Python {', '.join(PYTHONS_OF_THE_NEWEST)}")
     folder = environments / f"newest-{Path(python).name}"
     own = str(folder / "bin" / "python")
-    constraints = folder / "constraints.txt"
-    if not (folder / "complete").exists():
+    constraints, complete = folder / "constraints.txt", folder / "complete"
+    locked = (REQUIREMENTS / "dev.lock").read_text("utf-8")
+    if not complete.exists() or complete.read_text("utf-8") != locked:
         shutil.rmtree(folder, ignore_errors=True)
         run(python, "-m", "venv", str(folder))
-        pins = re.findall(r"^[a-z0-9-]+==[^\\\n]+", (REQUIREMENTS / "dev.lock").read_text("utf-8"), re.MULTILINE)
-        constraints.write_text("\n".join(pins))
+        constraints.write_text("\n".join(re.findall(r"^[a-z0-9-]+==[^\\\n]+", locked, re.MULTILINE)))
         install(own, "--require-hashes", "-r", str(REQUIREMENTS / "run.lock"))
         install(own, "--constraint", str(constraints), "django", "django-redis", "pytest")
-        (folder / "complete").touch()
+        complete.write_text(locked)
     assert int(version_in_tests(own, ROOT).partition(".")[0]) >= 6
 
 
