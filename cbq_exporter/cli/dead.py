@@ -27,7 +27,7 @@ _VIEW = 2000  # characters of a payload that are shown
 def _conditions(command: F) -> F:
     for option in (
         click.option("--older-than", type=Duration(), metavar="DURATION", help="Died longer ago, such as 12h or 7d."),
-        click.option("--destination", metavar="HOST", help="Was for this host."),
+        click.option("--destination", metavar="NAME", help="Was for this host or receiver."),
         click.option("--reason", type=click.Choice([str(one) for one in DeadReason]), metavar="REASON", help=_REASONS),
     ):
         command = option(command)

@@ -13,7 +13,9 @@ from cbq_exporter.cli.running import run
 
 def _destination(command: F) -> F:
     return click.option(
-        "--destination", metavar="HOST", help="Only what goes to this host, as metrics and dead list name it."
+        "--destination",
+        metavar="NAME",
+        help="Only what goes to this host or receiver, as metrics and dead list name it.",
     )(command)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from cbq_exporter.config.models import Config, QueueConfig
+from cbq_exporter.config import Config, DestinationConfig, QueueConfig
 from cbq_exporter.model import Actor, AuditEntry, Mode, Result, Trigger
 from cbq_exporter.services.audit import Audit
 from cbq_exporter.services.operations import Executed, Operation, Operations, Plan
@@ -23,9 +23,11 @@ QUEUE = "callbacks"
 class Operating:
     """Use as a context manager."""
 
-    def __init__(self, server: Server, mode: Mode = Mode.SUPERVISE) -> None:
+    def __init__(
+        self, server: Server, mode: Mode = Mode.SUPERVISE, destinations: tuple[DestinationConfig, ...] = ()
+    ) -> None:
         self.redis: Any = server.client
-        config = Config(queues=(QueueConfig(name=QUEUE, prefix="q", mode=mode),))
+        config = Config(queues=(QueueConfig(name=QUEUE, prefix="q", mode=mode),), destinations=destinations)
         self._loop = asyncio.new_event_loop()
         self.store = make_store(config, server.url, lock_value="cbq-exporter_1_host_1")
         self.counted: list[tuple[str, str, str]] = []

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cbq_exporter.config import DestinationConfig
 from cbq_exporter.errors import CbqError, PreconditionChanged, RefusedError, StoreMisuse
 from cbq_exporter.model import Actor, Mode, State, Trigger
 from cbq_exporter.services.dead_letters import Selection
@@ -190,6 +191,28 @@ def test_pause_and_resume(desk: Operating) -> None:
     with pytest.raises(PreconditionChanged):
         desk.execute(resume)
     assert "paused are: slow.example" in desk.plan(Resume(QUEUE)).summary[1]
+
+
+def test_a_destination_is_paused_by_the_name_that_the_configuration_gives_it(server: Server) -> None:
+    destinations = (
+        DestinationConfig(name="v2", match="https://b.example/v2/*"),
+        DestinationConfig(name="partner", match="*.example"),
+        DestinationConfig(name="legacy", match="old.test", paused=True),
+    )
+    with Operating(server, destinations=destinations) as desk:
+        refused = desk.plan(Pause(QUEUE, "a.example"))
+        with pytest.raises(RefusedError, match=r"what goes to a\.example is called partner: name that"):
+            desk.execute(refused)
+        # What goes to b.example is called v2 or partner: whoever names the host may mean either.
+        for name in ("partner", "v2", "b.example", "elsewhere.test"):
+            assert desk.carry_out(Pause(QUEUE, name)).counts == {"pauses": 1}
+        assert (
+            "not paused but by the configuration, which a reload can end"
+            in desk.plan(Resume(QUEUE, "legacy")).summary[1]
+        )
+        desk.carry_out(Pause(QUEUE, "legacy"))
+        assert "it stays paused by the configuration" in desk.plan(Resume(QUEUE, "legacy")).summary[1]
+        assert desk.plan(Resume(QUEUE, "partner")).summary[1].endswith("goes out within seconds")
 
 
 def test_pauses_are_bounded(desk: Operating) -> None:

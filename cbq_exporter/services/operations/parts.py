@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cbq_exporter import phrases
-from cbq_exporter.config import QueueConfig
+from cbq_exporter.config import DestinationConfig, QueueConfig
 from cbq_exporter.errors import PreconditionChanged
 from cbq_exporter.model import Actor, LockLook
 from cbq_exporter.phrases import age
@@ -34,6 +34,7 @@ class Parts:
     trash: Trash
     pauses: Pauses
     alerts: Alerts
+    destinations: Sequence[DestinationConfig] = ()
 
 
 @dataclass(frozen=True, slots=True)

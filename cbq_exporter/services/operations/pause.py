@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from cbq_exporter.config.matching import Match
 from cbq_exporter.errors import CbqError, PreconditionChanged
 from cbq_exporter.phrases import age
 from cbq_exporter.services.operations.parts import Order, Parts, by_state
 from cbq_exporter.services.operations.requests import Executed, Pause, Plan, Resume
 from cbq_exporter.store import pauses
 from cbq_exporter.store.pauses import Paused
+
+_GOES_OUT = ": what was put off goes out within seconds"
 
 
 async def plan_pause(parts: Parts, operation: Pause) -> Plan:
@@ -26,6 +29,7 @@ async def plan_pause(parts: Parts, operation: Pause) -> Plan:
         (state, effect, "workers that are not cbq-exporter do not know of pauses"),
         {"pauses": 1},
         {"paused": False, "destination": operation.destination, **contents.counts},
+        refusal=_misnamed(parts, operation.destination),
         question=f"Pause {what}?",
     )
 
@@ -47,10 +51,13 @@ async def plan_resume(parts: Parts, operation: Resume) -> Plan:
     since = _since(paused, operation.destination, contents.now_ms / 1000)
     if since is None:
         others = _others(paused)
-        return Plan(operation, (state, f"{what} is not paused{others}"), {"pauses": 0}, nothing_to_do=True)
+        by_configuration = _by_configuration(parts, operation.destination)
+        line = f"{what} is not paused{' but ' if by_configuration else ''}{by_configuration}{others}"
+        return Plan(operation, (state, line), {"pauses": 0}, nothing_to_do=True)
     effect = f"{what} is paused, {since}; resume it"
     if operation.destination is not None:
-        effect += ": what was put off goes out within seconds"
+        by_configuration = _by_configuration(parts, operation.destination)
+        effect += f"; it stays paused {by_configuration}" if by_configuration else _GOES_OUT
     return Plan(
         operation,
         (state, effect),
@@ -68,6 +75,23 @@ async def execute_resume(parts: Parts, operation: Resume, order: Order) -> Execu
 
 def _what(parts: Parts, operation: Pause | Resume) -> str:
     return parts.config.name if operation.destination is None else operation.destination
+
+
+def _misnamed(parts: Parts, destination: str | None) -> str | None:
+    """Why nothing goes by this name: a host whose callbacks go by another."""
+    if destination is None or any(entry.name == destination for entry in parts.destinations):
+        return None
+    for entry in parts.destinations:
+        match = Match.read(entry.match)
+        if match.host.fits(destination):
+            return f"what goes to {destination} is called {entry.name}: name that" if match.is_of_host else None
+    return None
+
+
+def _by_configuration(parts: Parts, destination: str | None) -> str:
+    """For people: whether it is paused by the configuration, which only a reload can end."""
+    entry = next((entry for entry in parts.destinations if entry.name == destination), None)
+    return "by the configuration, which a reload can end" if entry is not None and entry.paused else ""
 
 
 def _since(paused: Paused, destination: str | None, now: float) -> str | None:

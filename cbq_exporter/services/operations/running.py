@@ -55,6 +55,7 @@ class Operations:
                 Trash(store.connections, store.queues[queue.name].keys),
                 Pauses(store.connections, store.queues[queue.name].keys),
                 Alerts(store.connections, store.queues[queue.name].keys),
+                config.destinations,
             )
             for queue in config.queues
         }
