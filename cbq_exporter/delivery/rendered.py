@@ -12,8 +12,9 @@ from cbq_exporter import item
 from cbq_exporter.config import RendererBody, RequestConfig, TemplateBody
 from cbq_exporter.config.files import Files, not_usable
 from cbq_exporter.delivery import headers
+from cbq_exporter.delivery.render_errors import RenderError
 from cbq_exporter.delivery.renderers import Renderer
-from cbq_exporter.delivery.templates import RenderError, Template, TemplateError
+from cbq_exporter.delivery.templates import Template, TemplateError
 from cbq_exporter.delivery.values import OF_BODIES, OF_HEADERS, Values
 from cbq_exporter.model import Claimed
 from cbq_exporter.rendering import Attempt, Callback
@@ -60,20 +61,13 @@ class Rendering:
         return detail
 
 
-def is_template(header: str) -> bool:
-    return "{{" in header or "{%" in header
-
-
-def rendering_of(request: RequestConfig, files: Files, place: str) -> Rendering | None:
-    """None where nothing has to be rendered. Raises ConfigError; ``place`` is where the section stands."""
-    dynamic = {name: value for name, value in request.headers.items() if is_template(value)}
-    if not isinstance(request.body, TemplateBody | RendererBody) and not dynamic and not request.item_headers:
-        return None
+def rendering_of(request: RequestConfig, header_templates: Mapping[str, str], files: Files, place: str) -> Rendering:
+    """Raises ConfigError; ``place`` is where the section stands."""
     secrets = {name: files.secret(source, f"{place}.secrets.{name}", name) for name, source in request.secrets.items()}
     return Rendering(
         secrets,
         _body(request, files, secrets, place),
-        {name: _header(name, value, secrets, place) for name, value in dynamic.items()},
+        {name: _header(name, value, secrets, place) for name, value in header_templates.items()},
         frozenset(name.lower() for name in request.item_headers),
     )
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from cbq_exporter.delivery import headers
-from cbq_exporter.delivery.templates import RenderError
+from cbq_exporter.delivery.render_errors import RenderError
 from cbq_exporter.logs import printable
 from cbq_exporter.rendering import Attempt, Callback, Request
 

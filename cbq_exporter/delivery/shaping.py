@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,11 +13,13 @@ from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.config import RequestConfig
 from cbq_exporter.config.files import Files
 from cbq_exporter.delivery import url
-from cbq_exporter.delivery.rendered import Rendering, is_template, rendering_of
+from cbq_exporter.delivery.render_errors import OutputTooLarge, RenderError
 from cbq_exporter.delivery.signing import LINES, Signer
-from cbq_exporter.delivery.templates import OutputTooLarge, RenderError
 from cbq_exporter.delivery.values import Values
 from cbq_exporter.model import Claimed, DeadReason
+
+if TYPE_CHECKING:
+    from cbq_exporter.delivery.rendered import Rendering
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -84,9 +87,15 @@ class Shaper:
         self._signer = signer
         self._clock = clock
         self._posts_data = request.body == "data"
-        self._rendering = rendering_of(request, files or Files(), place)
+        templates = {name: value for name, value in request.headers.items() if "{{" in value or "{%" in value}
+        self._rendering: Rendering | None = None
+        if templates or request.item_headers or not isinstance(request.body, str):
+            # Jinja2 takes time and memory: only where it is asked for.
+            from cbq_exporter.delivery.rendered import rendering_of
+
+            self._rendering = rendering_of(request, templates, files or Files(), place)
         given = {name.lower() for name in request.headers}
-        self._headers = [f"{name}: {value}" for name, value in request.headers.items() if not is_template(value)]
+        self._headers = [f"{name}: {value}" for name, value in request.headers.items() if name not in templates]
         if "content-type" not in given:
             self._headers.append("content-type: application/json")
         self._sends_id = "webhook-id" not in given

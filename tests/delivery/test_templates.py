@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cbq_exporter import item as items
 from cbq_exporter.delivery.fields import JsonObject
-from cbq_exporter.delivery.templates import OutputTooLarge, RenderError, Template, TemplateError
+from cbq_exporter.delivery.render_errors import OutputTooLarge, RenderError
+from cbq_exporter.delivery.templates import Template, TemplateError
 from cbq_exporter.delivery.templates.filters import FILTERS
 from cbq_exporter.delivery.values import OF_BODIES
 

@@ -20,6 +20,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta, nodes
 
+from cbq_exporter.delivery.render_errors import OutputTooLarge, RenderError
 from cbq_exporter.delivery.templates import budget
 from cbq_exporter.delivery.templates.filters import Digest as Digest
 from cbq_exporter.delivery.templates.language import Environment, Guard, refuse
@@ -32,14 +33,6 @@ _TEXT, _JSON = Environment(escapes=False), Environment(escapes=True)
 
 class TemplateError(ValueError):
     """The template itself cannot be used: what and where, on one line."""
-
-
-class RenderError(ValueError):
-    """A request cannot be made from this item: what and where, on one line."""
-
-
-class OutputTooLarge(RenderError):
-    """More came out than a body may have."""
 
 
 class Template:
