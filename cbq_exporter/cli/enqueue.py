@@ -75,40 +75,27 @@ def enqueue(
 
 
 def _from_flags(url: str, data: str | None, task_id: str | None, status: str, prompt: str | None) -> bytes:
-    """One item as the existing producers write it. The bytes of ``data`` are kept as they are."""
-    import uuid
-
-    import msgspec
-
+    """One item as the existing producers write it, so that existing workers can acknowledge it too."""
+    from cbq_exporter.client import writing
     from cbq_exporter.delivery.url import parse
-    from cbq_exporter.item import ItemError, read
+    from cbq_exporter.errors import InvalidCallback
 
     try:
         parse(url)
     except ValueError as error:
         raise UsageError(f"--url: {error}") from None
-    fields: dict[str, object] = {
-        "url": url,
-        "task_id": task_id or str(uuid.uuid4()),
-        "status": status,
-        "data": msgspec.Raw(_json_argument(data)),
-    }
-    if prompt is not None:
-        fields["prompt"] = prompt
-    fields |= {"created_at": None, "_queued_at": time.time()}
-    payload = msgspec.json.encode(fields)
+    given = {"task_id": task_id, "status": status, "prompt": prompt}
     try:
-        read(payload)
-    except ItemError as error:
+        return writing.write(url, _json_argument(data), {name: one for name, one in given.items() if one is not None})
+    except InvalidCallback as error:
         raise UsageError(f"--data: {error}") from None
-    return payload
 
 
-def _json_argument(data: str | None) -> bytes:
-    import msgspec
+def _json_argument(data: str | None) -> object:
+    import json
 
     if data is None:
-        return b"{}"
+        return {}
     if data.startswith("@"):
         try:
             text = Path(data[1:]).read_bytes()
@@ -116,12 +103,12 @@ def _json_argument(data: str | None) -> bytes:
             raise UsageError(f"--data: {data[1:]}: {error.strerror}") from None
     else:
         text = data.encode("utf-8", "surrogateescape")
-    text = text.strip()
     try:
-        msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return json.loads(text)
+    except RecursionError:
+        raise UsageError("--data: nested deeper than 64 levels") from None
+    except ValueError as error:
         raise UsageError(f"--data is not JSON: {error}; for a file write @ before its name") from None
-    return text
 
 
 async def _push_one(config_path: Path | None, queue_name: str | None, payload: bytes) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
+import random
 import time
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from cbq_exporter.model import Claimed
 
 
 def secret(length: int = 32) -> str:
-    return f"whsec_{base64.b64encode(os.urandom(length)).decode()}"
+    return f"whsec_{base64.b64encode(random.Random(length).randbytes(length)).decode()}"
 
 
 OLD, NEW, OTHER = secret(24), secret(), secret(64)
