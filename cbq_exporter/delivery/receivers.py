@@ -76,6 +76,12 @@ class Receivers:
         self._candidates: dict[str, list[tuple[Match, Receiver]]] = {}  # where it does not: what may hold, by host
         self._by_url: dict[str, Receiver] = {}  # then
 
+    @property
+    def largest_bundle(self) -> int:
+        """The most callbacks in one request; 1 where none go together."""
+        all_of_them = [self._usual, *(receiver for _, receiver in self._entries)]
+        return max(1 if one.coalesce is None else one.coalesce.size for one in all_of_them)
+
     def of(self, target: Target) -> Receiver:
         known = self._by_host.get(target.destination)
         if known is None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from cbq_exporter.clock import Clock
 from cbq_exporter.config import BreakerConfig
+from cbq_exporter.delivery.bundles import of_request
 from cbq_exporter.delivery.receivers import Receiver
+from cbq_exporter.delivery.sender import Ended
 from cbq_exporter.metrics.instruments import QueueInstruments
-from cbq_exporter.policy import breaker
+from cbq_exporter.policy import breaker, retry
 from cbq_exporter.policy.breaker import BreakerRule, Circuit, Phase
 from cbq_exporter.store.breakers import Breakers
 
@@ -45,6 +47,27 @@ class Circuits:
     @property
     def unsaved(self) -> bool:
         return bool(self._unsaved)
+
+    def tell(self, ended: Sequence[Ended]) -> None:
+        """Sends have ended. Callbacks that went in one request count once."""
+        counts: dict[Receiver, list[int]] = {}  # of those that succeeded, and of those that failed
+        bundle: object = None
+        for parcel, exchange in ended:
+            receiver = parcel.receiver
+            spoken = of_request(exchange)
+            if spoken is not exchange:
+                if exchange.tag is bundle:
+                    continue
+                bundle = exchange.tag
+            failed = spoken.failure is not None and breaker.failed(spoken.failure, spoken.status)
+            if failed is None:
+                continue
+            if failed and retry.meaning_of(spoken.status, receiver.retry) == "delivered":
+                failed = False
+            counts.setdefault(receiver, [0, 0])[failed] += 1
+        for receiver, (succeeded, failures) in counts.items():
+            if receiver.breaker is not None:
+                self.record(receiver, succeeded=succeeded, failed=failures)
 
     def record(self, receiver: Receiver, *, succeeded: int, failed: int) -> None:
         """Attempts have ended; those that say nothing about the receiver are not among them."""

@@ -11,16 +11,21 @@ from dataclasses import dataclass
 
 from cbq_exporter.clock import Clock
 from cbq_exporter.config import QueueConfig
+from cbq_exporter.delivery.coalescing import Coalescer
 from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange
+from cbq_exporter.delivery.ordering import Turns
 from cbq_exporter.delivery.receivers import Receivers
 from cbq_exporter.delivery.sender import Ended, Sender
 from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
 from cbq_exporter.model import (
     Claim,
+    Dead,
+    Delivered,
     FlushReason,
+    Held,
     Settled,
     Settlement,
     Waiting,
@@ -40,6 +45,7 @@ _LONGEST_RUN = 1.0  # seconds; a backlog is drained in many runs, so that the sc
 _STANDBY_LOOK = 1.0  # seconds: how often a standby looks at the lock at least
 _SHORTEST_LOOK = 0.02  # seconds: while callbacks wait for their batch to fill
 _LONGEST_LOOK = 1.0
+_MOST_GATHERED = 10_000  # callbacks held for requests that carry several
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +86,10 @@ class Dispatcher:
             batch.early.size if batch.early else None,
             batch.early.delay if batch.early else 0.0,
         )
-        self._sender = Sender(
-            make_engine,
-            on_ended=self._on_ended,
-            clock=clock,
-        )
+        self._most_in_one = receivers.largest_bundle
+        make_sender = Sender if self._most_in_one == 1 else Coalescer
+        self._sender = make_sender(make_engine, on_ended=self._on_ended, clock=clock)
+        self._turns = Turns() if config.delivery.order_by else None
         self._holding = Holding(config.name, queue, breakers, self._sender, instruments, clock, self._under_way)
         self._acceptor = Acceptor(receivers, self._holding, clock)
         self._judge = Judge(config.name, instruments, clock, self._holding.circuits)
@@ -235,6 +240,7 @@ class Dispatcher:
             max_bytes=max(1, (delivery.max_in_flight_bytes - self._held_bytes) // 2),
             lease=delivery.lease,
             lock_ttl=self._config.lock.ttl,
+            order_by=delivery.order_by,
         )
         if claim is None:
             return None
@@ -255,7 +261,8 @@ class Dispatcher:
     @property
     def _window(self) -> int:
         """How many may be held: those that are sent, and one batch that waits to follow them."""
-        return self._config.delivery.concurrency + self._flush_rule.size
+        requests = self._config.delivery.concurrency
+        return max(requests, min(requests * self._most_in_one, _MOST_GATHERED)) + self._flush_rule.size
 
     @property
     def _room(self) -> int:
@@ -280,15 +287,20 @@ class Dispatcher:
             self._held_bytes += parcel.size
         for settlement in accepted.not_sent:
             self._held[settlement.claimed.lease] = None
+        self._settler.add(accepted.not_sent)
         if self._stopping:  # the claim was on its way already
             self._cut_off += accepted.parcels
-        else:
-            self._sender.send(accepted.parcels, spread=self._config.batch.spread)
-        self._settler.add(accepted.not_sent)
+            return
+        parcels = accepted.parcels
+        if self._turns is not None:
+            put_off = [one.claimed for one in accepted.not_sent if not isinstance(one.outcome, Dead)]
+            parcels, held_back = self._turns.begin(parcels, put_off)
+            self._settler.add(_held(held_back))
+        self._sender.send(parcels, spread=self._config.batch.spread)
 
     def _park_excess(self) -> None:
         """Give back what waits for slow destinations, so that others get their turn. No attempt is used."""
-        self._settler.add(self._holding.put_off_excess())
+        self._settle(self._holding.put_off_excess())
 
     def _under_way(self) -> Counter[str]:
         """The callbacks that are on their way, by destination."""
@@ -299,19 +311,39 @@ class Dispatcher:
     def _on_ended(self, ended: list[Ended]) -> None:
         judged = self._judge.judge(ended, stopping=self._stopping)
         self._cut_off += judged.cut_off  # put back with the rest, in order
-        self._settler.add(judged.settlements)
+        self._settle(judged.settlements)
         if judged.gone:
             self._pause(judged.gone)
         if not self._stopping and self._holding:
-            self._settler.add(self._holding.put_off_behind_opened())
+            self._settle(self._holding.put_off_behind_opened())
             if self._at_rest.is_set():
                 self._on_retry(0.0)  # what has ended makes room for what waits, or tells the store of a circuit
 
     def _pause(self, gone: Mapping[str, str]) -> None:
         """Send nothing more to these destinations; the store is told with the next run."""
         for name in self._pausing.add(gone):
-            self._settler.add(self._holding.put_off_paused(name))
+            self._settle(self._holding.put_off_paused(name))
         self._on_retry(0.0)
+
+    def _settle(self, settlements: Sequence[Settlement]) -> None:
+        """Of what was handed to the sender; those that waited behind go now, or come back later too."""
+        self._settler.add(settlements)
+        if self._turns is None:
+            return
+        following: list[Parcel] = []
+        held_back: list[Parcel] = []
+        for settlement in settlements:
+            if isinstance(settlement.outcome, Delivered | Dead):
+                after = self._turns.pass_on(settlement.claimed)
+                if after is not None:
+                    following.append(after)
+            else:
+                held_back += self._turns.stop(settlement.claimed)
+        self._settler.add(_held(held_back))
+        if self._stopping:
+            self._cut_off += following
+        else:
+            self._sender.send(following)
 
     def _on_settled(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> None:
         for settlement in settlements:
@@ -320,6 +352,8 @@ class Dispatcher:
                 self._held_bytes -= parcel.size
         self._holding.stored(settlements)
         soonest = self._judge.count(settlements, settled)
+        if self._turns is not None:
+            soonest = 0.0  # the store may have made due what waited for its turn
         if soonest is not None:
             self._on_retry(soonest)
         self._room_made.set()
@@ -344,11 +378,10 @@ class Dispatcher:
             if parcel is None:
                 continue
             if ours:
-                parcel.request.not_after = not_after
+                parcel.prolong(not_after)
             elif not parcel.lost:
                 # Given to somebody else: what was not started must not start; what was cannot be settled.
-                parcel.lost = True
-                parcel.request.not_after = float("-inf")
+                parcel.withdraw()
                 self._instruments.fenced["extend"].inc()
         return sum(kept)
 
@@ -385,6 +418,8 @@ class Dispatcher:
             async with asyncio.timeout(settle_timeout):
                 await self._at_rest.wait()
         unsent += self._cut_off
+        if self._turns is not None:
+            unsent += self._turns.take_all()
         unsent.sort(key=lambda parcel: parcel.number)
         left = await self._settler.close(settle_timeout)
         leading, self._leading = self._leading, False  # before the lock is freed: ``keep`` would take it again
@@ -403,6 +438,10 @@ class Dispatcher:
                 "the store did not take the ends of some sends: their leases will run out and they will be sent again",
                 extra={"queue": self._config.name, "callbacks": left},
             )
+
+
+def _held(parcels: Sequence[Parcel]) -> list[Settlement]:
+    return [Settlement(one.claimed, Held(), one.request.url, one.destination) for one in parcels]
 
 
 def _until_due(claim: Claim) -> float | None:

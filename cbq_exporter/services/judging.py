@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cbq_exporter.clock import Clock
+from cbq_exporter.delivery.bundles import of_request
 from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.exchange import Exchange
 from cbq_exporter.delivery.receivers import Receiver
@@ -24,7 +25,7 @@ from cbq_exporter.model import (
     Settled,
     Settlement,
 )
-from cbq_exporter.policy import breaker, retry
+from cbq_exporter.policy import retry
 from cbq_exporter.services.circuits import Circuits
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,6 @@ class Judge:
         cut_off: list[Parcel] = []
         gone: dict[str, str] = {}
         attempts: dict[Receiver, list[float]] = {}  # how long each took
-        failures: dict[Receiver, int] = {}  # those that count for the circuit
-        silent: dict[Receiver, int] = {}  # those that say nothing about the receiver
         lags: list[float] = []
         longest = longest_lag = 0.0  # of this batch, and whose they are: they may become exemplars
         slowest: Parcel | None = None
@@ -88,12 +87,9 @@ class Judge:
                 if kind in (FailureKind.EXPIRED, FailureKind.CANCELLED):
                     continue
                 self._instruments.destination(parcel.destination).failures[kind].inc()
-                if retry.meaning_of(exchange.status, parcel.receiver.retry) == "pause":
-                    gone[parcel.destination] = f"it answered HTTP {exchange.status}"
-                failed = breaker.failed(kind, exchange.status)
-                if failed is not False:
-                    count = failures if failed else silent
-                    count[parcel.receiver] = count.get(parcel.receiver, 0) + 1
+                status = of_request(exchange).status
+                if retry.meaning_of(status, parcel.receiver.retry) == "pause":
+                    gone[parcel.destination] = f"it answered HTTP {status}"
             duration = exchange.duration
             attempts.setdefault(parcel.receiver, []).append(duration)
             if duration > longest:
@@ -102,10 +98,7 @@ class Judge:
             destination = self._instruments.destination(receiver.name)
             destination.attempts.inc(len(durations))
             destination.duration.observe(*durations)
-            if receiver.breaker is not None:
-                bad = failures.get(receiver, 0)
-                well = len(durations) - bad - silent.get(receiver, 0)
-                self._circuits.record(receiver, succeeded=well, failed=bad)
+        self._circuits.tell(ended)
         self._instruments.lag.observe(*lags)
         if slowest is not None:
             durations_of_all = self._instruments.destination(slowest.destination).duration

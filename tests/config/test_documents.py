@@ -52,9 +52,7 @@ def test_the_shipped_file_has_every_key_explained(refused: Refused) -> None:
     assert paths == list(outline.paths())
     assert [line.partition(": ")[2].partition(": ")[0] for line in refused(everything)] == [
         "queues[0].delivery.signing",
-        "queues[0].delivery.coalesce",
         "destinations[0].signing",
-        "destinations[0].coalesce",
         "alerts.auth.bearer_token_file",
     ]
 

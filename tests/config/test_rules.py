@@ -125,12 +125,6 @@ CASES = [
         "destinations: [{name: a, match: a.example, request: {item_headers: [X-A]}}]",
     ),
     Case(
-        rules.refuse_unavailable_in_destinations,
-        "destinations: [{name: a, match: a.example, coalesce: {size: 5}}]",
-        "destinations[0].coalesce: found set; is not available yet in this version: leave it null",
-        "destinations: [{name: a, match: a.example, concurrency: 5}]",
-    ),
-    Case(
         rules.refuse_repeated_names,
         "queues: [{name: a, prefix: a}, {name: b, prefix: b}, {name: a, prefix: c}]",
         "queues[2].name: found 'a'; must be unique; it is also queues[0].name",
@@ -161,11 +155,6 @@ CASES = [
         "queues: [{name: a, keys: {pending: callback_queue:dead}}]",
         "queues[0].prefix: found the Redis key 'callback_queue:dead' in two roles; "
         "must not be a key that is in use by queues[0].keys.pending",
-    ),
-    Case(
-        rules.refuse_unavailable_in_queue,
-        "queues: [{name: q, delivery: {coalesce: {size: 5}}}]",
-        "queues[0].delivery.coalesce: found a mapping; is not available yet in this version: leave it null",
     ),
     Case(
         rules.refuse_open_mutation,

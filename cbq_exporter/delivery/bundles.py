@@ -1,0 +1,251 @@
+"""Several callbacks in one request: what it is made of, and what its answer means for each of them. Pure.
+
+Without results for each of them, the answer's status counts for all. A status that speaks of the contents (400, 413,
+422) may be the fault of one: then the halves go again, at last each callback alone, whose answer is its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+
+from cbq_exporter.config import CoalesceConfig
+from cbq_exporter.delivery.destinations import Parcel
+from cbq_exporter.delivery.exchange import Exchange, Request
+from cbq_exporter.delivery.judgement import kind_of_status
+from cbq_exporter.delivery.sender import Ended
+from cbq_exporter.delivery.shaping import webhook_id
+from cbq_exporter.delivery.slot import SAMPLE_BYTES
+from cbq_exporter.model import FailureKind
+from cbq_exporter.policy import retry
+
+SPLITS = frozenset({400, 413, 422})  # where they are no success and not to be tried again anyway
+
+_MOST_IDS_IN_A_HEADER = 150  # 6.6 KiB: servers take 8 KiB a line
+_BYTES_FOR_IDS = 50  # of one callback, in the envelope
+_ANSWER_BYTES = 64 * 1024  # read at least, and so many for each callback:
+_ANSWER_BYTES_EACH = 512
+
+
+class Bundle(Parcel, kw_only=True, eq=False):
+    """Callbacks that go in one request: a parcel to whoever sends it. ``lost``: one of them is.
+
+    ``end`` is that of the request; the exchanges of its members have the bundle for a tag.
+    """
+
+    members: Sequence[Parcel]
+    end: Exchange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What came of a bundle: each member is in exactly one of the two. ``again`` are sent as they stand together."""
+
+    ended: Sequence[Ended]
+    again: Sequence[Sequence[Parcel]] = ()
+
+
+# --- making ----------------------------------------------------------------------------------------
+
+
+def kind_of(parcel: Parcel) -> tuple[object, ...]:
+    """What those that go together have in common: receiver, URL and headers but for those made for each request."""
+    headers = parcel.request.headers
+    return parcel.receiver, parcel.request.url, *headers[: len(headers) - parcel.receiver.shaper.added]
+
+
+def can_be_bundled(parcel: Parcel, coalesce: CoalesceConfig) -> bool:
+    """What is no JSON goes alone, and so does a last attempt: nobody shall die of a neighbour's fault."""
+    return (
+        size_in(parcel, coalesce) <= coalesce.max_bytes
+        and parcel.claimed.attempts + 1 < parcel.receiver.retry.max_attempts
+        and _is_json(parcel.request.body)
+    )
+
+
+def size_in(parcel: Parcel, coalesce: CoalesceConfig) -> int:
+    """Bytes that it takes in the body of a bundle."""
+    return len(parcel.request.body) + 1 + (_BYTES_FOR_IDS if coalesce.field else 0)
+
+
+def bundle(members: Sequence[Parcel], coalesce: CoalesceConfig) -> Bundle:
+    """Of members of one kind, two at least, which belong to it from now on."""
+    first = members[0]
+    receiver, alone = first.receiver, first.request
+    ids = [webhook_id(one.claimed) for one in members]
+    body = b"[" + b",".join([one.request.body for one in members]) + b"]"
+    headers = alone.headers[: len(alone.headers) - receiver.shaper.added]
+    if coalesce.field is not None:
+        body = b'{%b:%b,"ids":%b}' % (msgspec.json.encode(coalesce.field), body, msgspec.json.encode(ids))
+    elif len(ids) <= _MOST_IDS_IN_A_HEADER:
+        headers.append(f"webhook-ids: {','.join(ids)}")
+    headers += receiver.shaper.headers_for(id_of(ids), body)
+    request = Request(
+        alone.url,
+        body,
+        headers,
+        alone.timeout,
+        alone.connect_timeout,
+        min(one.request.not_after for one in members),
+        gzip=receiver.gzip_from is not None and len(body) >= receiver.gzip_from,
+        tls=alone.tls,
+        answer_bytes=max(_ANSWER_BYTES, _ANSWER_BYTES_EACH * len(members)),
+    )
+    made = Bundle(first.number, first.claimed, receiver, request, None, members=members)
+    made.lost = any(one.lost for one in members)
+    request.tag = made
+    for one in members:
+        one.bundle = made
+    return made
+
+
+def id_of(ids: Sequence[str]) -> str:
+    """The idempotency id of a bundle: the same as often as the same callbacks go together."""
+    return f"msg_{hashlib.sha1(','.join(ids).encode(), usedforsecurity=False).hexdigest()}"
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        _any_json(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return True
+
+
+_any_json = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+# --- opening ---------------------------------------------------------------------------------------
+
+
+def taken_apart(whole: Bundle) -> Sequence[Parcel]:
+    """Its members, none of which belongs to it any more."""
+    whole.request.tag = None
+    for one in whole.members:
+        one.bundle = one.request.tag = None
+    return whole.members
+
+
+def opened(whole: Bundle, exchange: Exchange) -> Opened:
+    """What the end of its request means for each member, none of which belongs to it any more."""
+    members = taken_apart(whole)
+    whole.end, exchange.tag = exchange, whole
+    results = read_results(exchange.sample, [webhook_id(one.claimed) for one in members]) if exchange.status else None
+    if results is not None:
+        return Opened(_by_results(members, results, exchange))
+    if exchange.status in SPLITS and retry.meaning_of(exchange.status, whole.receiver.retry) == "dead":
+        half = len(members) // 2
+        return Opened([], [members[:half], members[half:]])
+    if exchange.failure is None and _were_cut_off(exchange.sample, whole.request.answer_bytes):
+        detail = f"answered {exchange.status} with results longer than {whole.request.answer_bytes:,} bytes"
+        shared = whole.end = Exchange(whole, 0, FailureKind.PROTOCOL, detail=detail, duration=exchange.duration)
+    else:
+        shared = _shared(exchange)
+    return Opened([(one, shared) for one in members])
+
+
+def of_request(exchange: Exchange) -> Exchange:
+    """The end of the request in which a callback went, alone or with others."""
+    whole = exchange.tag
+    return whole.end if isinstance(whole, Bundle) and whole.end is not None else exchange
+
+
+class Result(msgspec.Struct):
+    """What a receiver says of one callback. ``retry_after`` is seconds; ``sample`` is how the result was written."""
+
+    status: Annotated[int, msgspec.Meta(ge=200, le=599)]
+    id: Any = None
+    retry_after: Any = None
+    sample: bytes = b""
+
+
+class _Results(msgspec.Struct):
+    results: list[msgspec.Raw]
+
+
+_read_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_read_object = msgspec.json.Decoder(_Results).decode
+_read_one = msgspec.json.Decoder(Result).decode
+
+
+def read_results(answer: bytes, ids: Sequence[str]) -> list[Result | None] | None:
+    """What an answer says of each of ``ids``, in their order; None where it has no results.
+
+    ``[{"id": …, "status": 200}, …]``, or an object with that as ``results``. Results without ids are those of all, in
+    order. None in the list: nothing is said of this one.
+    """
+    try:
+        raws = _read_object(answer).results if answer.lstrip()[:1] == b"{" else _read_list(answer)
+        results = [_read_one(raw) for raw in raws]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if not results:
+        return None
+    for raw, result in zip(raws, results, strict=True):
+        result.sample = bytes(raw)[:SAMPLE_BYTES]
+    if all(result.id is None for result in results):
+        return list(results) if len(results) == len(ids) else None
+    by_id: dict[Any, deque[Result]] = {}
+    for result in results:
+        if not isinstance(result.id, str):
+            return None
+        by_id.setdefault(result.id, deque()).append(result)
+    # Equal callbacks have one id: where there is a result for each of them, the order tells whose it is.
+    return [_next_of(by_id.get(one)) for one in ids]
+
+
+def _next_of(those: deque[Result] | None) -> Result | None:
+    if not those:
+        return None
+    return those.popleft() if len(those) > 1 else those[0]
+
+
+def _by_results(members: Sequence[Parcel], results: Sequence[Result | None], whole: Exchange) -> list[Ended]:
+    """Of whom nothing is said, the answer's own status counts."""
+    shared = _shared(whole)
+    good: dict[int, Exchange] = {}
+    ended: list[Ended] = []
+    for one, result in zip(members, results, strict=True):
+        if result is None:
+            ended.append((one, shared))
+        elif result.status < 300:
+            if result.status not in good:
+                good[result.status] = Exchange(whole.tag, result.status, None, duration=whole.duration)
+            ended.append((one, good[result.status]))
+        else:
+            ended.append((one, _failed(result, len(members), whole)))
+    return ended
+
+
+def _failed(result: Result, count: int, whole: Exchange) -> Exchange:
+    after = result.retry_after
+    is_time = isinstance(after, int | float) and not isinstance(after, bool) and math.isfinite(after) and after >= 0
+    return Exchange(
+        whole.tag,
+        result.status,
+        kind_of_status(result.status),
+        float(after) if is_time else whole.retry_after,
+        result.sample,
+        f"HTTP {result.status} for this one of {count} in a request",
+        whole.duration,
+    )
+
+
+def _were_cut_off(answer: bytes, most: int) -> bool:
+    """Whether these are the beginning of results of which the end is missing."""
+    if len(answer) < most:
+        return False
+    begin = b"".join(answer[:200].split())
+    return begin.startswith((b'[{"id":', b'[{"status":', b'{"results":'))
+
+
+def _shared(exchange: Exchange) -> Exchange:
+    """Holding no more of the answer than is kept."""
+    sample = b"" if exchange.failure is None else exchange.sample[:SAMPLE_BYTES]
+    return msgspec.structs.replace(exchange, sample=sample)

@@ -1,0 +1,157 @@
+"""Gathers callbacks for one URL into one request, where the settings of their receiver say so; on the event loop.
+
+Callbacks wait for others until there are enough, or until the first has waited for ``linger``. Limits of a
+destination, such as its concurrency, count requests. One that is gathered with no other goes as it would without this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from cbq_exporter.clock import Clock
+from cbq_exporter.config import CoalesceConfig
+from cbq_exporter.delivery import bundles
+from cbq_exporter.delivery.bundles import Bundle
+from cbq_exporter.delivery.destinations import Parcel
+from cbq_exporter.delivery.engine import Engine
+from cbq_exporter.delivery.exchange import Exchange, cancelled
+from cbq_exporter.delivery.receivers import Receiver
+from cbq_exporter.delivery.sender import Ended, Sender
+
+
+@dataclass(slots=True)
+class _Gathering:
+    coalesce: CoalesceConfig
+    members: list[Parcel] = field(default_factory=list)
+    size: int = 0  # bytes
+    timer: asyncio.TimerHandle | None = None
+
+
+class Coalescer(Sender):
+    """A sender of parcels, some of which go together. Each comes back for itself, exactly once."""
+
+    def __init__(
+        self,
+        make_engine: Callable[[Callable[[list[Exchange]], None]], Engine],
+        *,
+        on_ended: Callable[[list[Ended]], None],
+        clock: Clock,
+    ) -> None:
+        super().__init__(make_engine, on_ended=self._on_requests_ended, clock=clock)
+        self._tell = on_ended
+        self._gatherings: dict[tuple[object, ...], _Gathering] = {}  # by kind
+        self._stopping = False
+
+    @property
+    def unstarted(self) -> int:
+        """Requests that wait for a place, and parcels that wait for others."""
+        return super().unstarted + sum(len(one.members) for one in self._gatherings.values())
+
+    def send(self, parcels: Sequence[Parcel], *, spread: float = 0.0) -> None:
+        """With ``spread``, so many seconds between the starts of two that go alone."""
+        alone: list[Parcel] = []
+        ready: list[Parcel] = []
+        for parcel in parcels:
+            coalesce = parcel.receiver.coalesce
+            if coalesce is None or not bundles.can_be_bundled(parcel, coalesce):
+                alone.append(parcel)
+            else:
+                self._gather(parcel, coalesce, ready)
+        for kind, gathering in list(self._gatherings.items()):
+            if gathering.timer is None:
+                self._wait_for_others(kind, gathering, ready)
+        super().send(ready)
+        super().send(alone, spread=spread)
+
+    def appetite(self, receiver: Receiver) -> int:
+        requests = super().appetite(receiver)
+        return requests if receiver.coalesce is None else requests * receiver.coalesce.size
+
+    def give_back_excess(self) -> list[Parcel]:
+        return _apart(super().give_back_excess())
+
+    def give_back_waiting(self, destination: str) -> list[Parcel]:
+        return [*_apart(super().give_back_waiting(destination)), *self._take_gathered(destination)]
+
+    def give_back_unstarted(self) -> list[Parcel]:
+        self._stopping = True
+        return [*_apart(super().give_back_unstarted()), *self._take_gathered()]
+
+    # --- gathering ---------------------------------------------------------------------------
+
+    def _gather(self, parcel: Parcel, coalesce: CoalesceConfig, ready: list[Parcel]) -> None:
+        kind = bundles.kind_of(parcel)
+        size = bundles.size_in(parcel, coalesce)
+        gathering = self._gatherings.get(kind)
+        if gathering is not None and gathering.size + size > coalesce.max_bytes:
+            ready.append(self._take(kind))
+            gathering = None
+        if gathering is None:
+            gathering = self._gatherings[kind] = _Gathering(coalesce)
+        gathering.members.append(parcel)
+        gathering.size += size
+        if len(gathering.members) >= coalesce.size:
+            ready.append(self._take(kind))
+
+    def _wait_for_others(self, kind: tuple[object, ...], gathering: _Gathering, ready: list[Parcel]) -> None:
+        linger = gathering.coalesce.linger
+        if linger > 0:
+            gathering.timer = asyncio.get_running_loop().call_later(linger, self._waited, kind)
+        else:
+            ready.append(self._take(kind))
+
+    def _waited(self, kind: tuple[object, ...]) -> None:
+        super().send([self._take(kind)])
+
+    def _take(self, kind: tuple[object, ...]) -> Parcel:
+        gathering = self._gatherings.pop(kind)
+        if gathering.timer is not None:
+            gathering.timer.cancel()
+        return _together(gathering.members)
+
+    def _take_gathered(self, destination: str | None = None) -> list[Parcel]:
+        taken: list[Parcel] = []
+        for kind, gathering in list(self._gatherings.items()):
+            if destination is None or gathering.members[0].destination == destination:
+                taken += _apart([self._take(kind)])
+        return taken
+
+    # --- the ends of requests ----------------------------------------------------------------
+
+    def _on_requests_ended(self, ended: list[Ended]) -> None:
+        told: list[Ended] = []
+        again: list[Parcel] = []
+        for parcel, exchange in ended:
+            if not isinstance(parcel, Bundle):
+                told.append((parcel, exchange))
+                continue
+            result = bundles.opened(parcel, exchange)
+            told += result.ended
+            again += map(_together, result.again)
+        if again and self._stopping:
+            told += [(parcel, cancelled(parcel.request)) for parcel in _apart(again)]
+        elif again:
+            super().send(again)
+        if told:
+            self._tell(told)
+
+
+def _together(members: Sequence[Parcel]) -> Parcel:
+    coalesce = members[0].receiver.coalesce
+    if len(members) == 1 or coalesce is None:
+        (alone,) = members
+        alone.request.tag = alone
+        return alone
+    return bundles.bundle(members, coalesce)
+
+
+def _apart(parcels: Sequence[Parcel]) -> list[Parcel]:
+    apart: list[Parcel] = []
+    for parcel in parcels:
+        if isinstance(parcel, Bundle):
+            apart += bundles.taken_apart(parcel)
+        else:
+            apart.append(parcel)
+    return apart

@@ -1,0 +1,269 @@
+"""What several callbacks in one request are made of, and what its answer means for each of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cbq_exporter.config import CoalesceConfig, QueueConfig
+from cbq_exporter.delivery import bundles, shaping, url
+from cbq_exporter.delivery.bundles import Bundle, bundle, opened, read_results
+from cbq_exporter.delivery.destinations import Parcel
+from cbq_exporter.delivery.exchange import Exchange, Request
+from cbq_exporter.delivery.judgement import kind_of_status
+from cbq_exporter.delivery.receivers import Receiver, Receivers
+from cbq_exporter.model import Claimed, FailureKind
+
+LIST = CoalesceConfig(size=10)
+OBJECT = CoalesceConfig(size=10, field="callbacks")
+
+
+def receiver(coalesce: CoalesceConfig = LIST, **delivery: Any) -> Receiver:
+    queue = QueueConfig.model_validate({"name": "q", "delivery": {"coalesce": coalesce, **delivery}})
+    return Receivers(queue, ()).of(url.parse("http://a.example/hook"))
+
+
+USUAL = receiver()
+
+
+def parcel(number: int, to: Receiver = USUAL, *, body: bytes | None = None, attempts: int = 0) -> Parcel:
+    body = json.dumps({"n": number}).encode() if body is None else body
+    payload = b'{"url": "http://a.example/hook", "data": %b}' % body
+    claimed = Claimed(f"lease-{number}", hashlib.sha1(payload).hexdigest(), payload, attempts, 0, 0)
+    item = shaping.read(claimed)
+    assert isinstance(item, shaping.Item)
+    shaped = to.shaper.shape(claimed, item)
+    assert isinstance(shaped, shaping.Shaped)
+    request = Request(item.target.url, shaped.body, shaped.headers, 1.0, 1.0, float(number))
+    request.tag = made = Parcel(number, claimed, to, request, None)
+    return made
+
+
+def ids_of(members: list[Parcel]) -> list[str]:
+    return [shaping.webhook_id(one.claimed) for one in members]
+
+
+def answered(status: int, body: Any = b"") -> Exchange:
+    sample = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Exchange(None, status, None if status < 300 else kind_of_status(status), sample=sample)
+
+
+def header(made: Bundle, name: str) -> str | None:
+    return next((line.partition(": ")[2] for line in made.request.headers if line.startswith(f"{name}: ")), None)
+
+
+# --- making --------------------------------------------------------------------------------------
+
+
+def test_the_body_is_an_array_of_the_bodies_byte_for_byte() -> None:
+    members = [parcel(1, body=b'{"n": 1.10}'), parcel(2, body=b'"x"')]
+    made = bundle(members, LIST)
+    assert made.request.body == b'[{"n": 1.10},"x"]'
+    assert header(made, "webhook-ids") == ",".join(ids_of(members))
+    assert header(made, "content-type") == "application/json"
+    assert sum(line.startswith("webhook-id: ") for line in made.request.headers) == 1
+    assert made.request.not_after == 1.0
+    assert members[0].request.headers == [*made.request.headers[:1], f"webhook-id: {ids_of(members)[0]}"]
+
+
+def test_or_an_object_with_their_ids() -> None:
+    members = [parcel(n) for n in range(3)]
+    made = bundle(members, OBJECT)
+    assert json.loads(made.request.body) == {"callbacks": [{"n": 0}, {"n": 1}, {"n": 2}], "ids": ids_of(members)}
+    assert header(made, "webhook-ids") is None
+
+
+def test_the_id_of_a_bundle_is_that_of_its_members() -> None:
+    members = [parcel(n) for n in range(3)]
+    first = header(bundle(members, LIST), "webhook-id")
+    assert first == header(bundle([parcel(n) for n in range(3)], OBJECT), "webhook-id")
+    assert first != header(bundle(members[:2], LIST), "webhook-id")
+    assert first not in ids_of(members)
+
+
+def test_too_many_ids_are_in_no_header() -> None:
+    assert header(bundle([parcel(n) for n in range(151)], LIST), "webhook-ids") is None
+
+
+def test_what_goes_together_has_url_receiver_and_headers_in_common() -> None:
+    other = receiver(request={"headers": {"X-Client": "b"}})
+    assert bundles.kind_of(parcel(1)) == bundles.kind_of(parcel(2))
+    assert bundles.kind_of(parcel(1)) != bundles.kind_of(parcel(1, other))
+
+
+@pytest.mark.parametrize(
+    ("one", "fits"),
+    [
+        (parcel(1), True),
+        (parcel(1, attempts=9), False),
+        (parcel(1, body=b'"' + b"x" * 2_000_000 + b'"'), False),
+    ],
+    ids=["usual", "last attempt", "too large"],
+)
+def test_what_goes_alone(one: Parcel, fits: bool) -> None:
+    assert bundles.can_be_bundled(one, LIST) is fits
+
+
+@pytest.mark.parametrize("body", [b"a=b", b"", b"{", b'"\xff', b"[1] 2"])
+def test_what_is_no_json_goes_alone(body: bytes) -> None:
+    one = parcel(1)
+    one.request.body = body
+    assert not bundles.can_be_bundled(one, LIST)
+
+
+def test_a_lost_member_takes_the_bundle_with_it_and_nobody_brings_it_back() -> None:
+    members = [parcel(n) for n in range(3)]
+    made = bundle(members, LIST)
+    members[2].prolong(50.0)
+    assert made.request.not_after == 50.0
+    members[0].withdraw()
+    members[1].prolong(99.0)
+    assert made.request.not_after == float("-inf")
+    assert members[1].request.not_after == 99.0
+
+
+# --- opening -------------------------------------------------------------------------------------
+
+
+def test_without_results_the_status_counts_for_all() -> None:
+    for exchange in (answered(200, b"ok"), answered(503, b"busy"), Exchange(None, 0, FailureKind.TIMEOUT)):
+        members = [parcel(n) for n in range(3)]
+        result = opened(bundle(members, LIST), exchange)
+        assert [one for one, _ in result.ended] == members
+        assert {(end.status, end.failure) for _, end in result.ended} == {(exchange.status, exchange.failure)}
+        assert not result.again
+        assert all(one.bundle is None for one in members)
+
+
+def test_results_count_for_each() -> None:
+    members = [parcel(n) for n in range(5)]
+    ids = ids_of(members)
+    said = [
+        {"id": ids[3], "status": 429, "retry_after": 7, "error": "slow down"},
+        {"id": ids[0], "status": 200},
+        {"id": ids[1], "status": 410, "retry_after": "soon"},
+        {"id": "msg_unknown", "status": 500},
+        {"id": ids[4], "status": 202},
+    ]
+    for answer in (said, {"results": said}):
+        for status, of_the_rest in ((207, None), (503, FailureKind.HTTP_5XX)):
+            ends = [end for _, end in opened(bundle(members, LIST), answered(status, answer)).ended]
+            assert [end.status for end in ends] == [200, 410, status, 429, 202]
+            assert [end.failure for end in ends[:2]] == [None, FailureKind.HTTP_4XX]
+            assert ends[2].failure == of_the_rest  # nothing was said of it
+            assert (ends[3].retry_after, ends[1].retry_after) == (7.0, None)
+            assert b"slow down" in ends[3].sample
+
+
+def test_results_without_ids_are_in_the_order_of_the_bodies() -> None:
+    assert [one and one.status for one in read_results(b'[{"status": 200}, {"status": 422}]', ["a", "b"]) or []] == [
+        200,
+        422,
+    ]
+    assert read_results(b'[{"status": 200}]', ["a", "b"]) is None
+
+
+def test_equal_callbacks_have_one_id_and_may_have_results_of_their_own() -> None:
+    two = b'[{"id": "a", "status": 200}, {"id": "a", "status": 500}]'
+    one = b'[{"id": "a", "status": 500}]'
+    assert [it and it.status for it in read_results(two, ["a", "a"]) or []] == [200, 500]
+    assert [it and it.status for it in read_results(one, ["a", "a"]) or []] == [500, 500]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"ok",
+        b"[]",
+        b"{}",
+        b"null",
+        b'{"results": {}}',
+        b'{"ok": true}',
+        b"[1, 2]",
+        b'[{"id": "a"}]',
+        b'[{"id": "a", "status": "200"}]',
+        b'[{"id": "a", "status": true}]',
+        b'[{"id": "a", "status": 99}]',
+        b'[{"id": "a", "status": 1e400}]',
+        b'[{"id": 1, "status": 200}]',
+        b'[{"id": "a", "status": 200}, {"status": 200}]',
+        b'[{"id": "a", "status": 200}',
+        b"[" * 100_000,
+        b'{"results":' * 5000,
+        b"\xff\xfe",
+    ],
+)
+def test_an_answer_that_is_no_results(answer: bytes) -> None:
+    assert read_results(answer, ["a", "b"]) is None
+
+
+@given(st.binary(max_size=200) | st.text('[]{}":,0123456789aeidrstul ', max_size=200).map(str.encode))
+def test_any_answer_can_be_read(answer: bytes) -> None:
+    found = read_results(answer, ["a", "b"])
+    assert found is None or len(found) == 2
+
+
+def test_results_whose_end_is_missing_are_no_success() -> None:
+    members = [parcel(n) for n in range(2)]
+    long = json.dumps([{"id": one, "status": 200, "note": "x" * 70_000} for one in ids_of(members)]).encode()
+    made = bundle(members, LIST)
+    assert made.request.answer_bytes == 65_536
+    ends = [end for _, end in opened(made, answered(200, long[:65_536])).ended]
+    assert {(end.status, end.failure) for end in ends} == {(0, FailureKind.PROTOCOL)}
+    page = b"<html>" + b"x" * 70_000
+    ends = [end for _, end in opened(bundle(members, LIST), answered(200, page[:65_536])).ended]
+    assert {end.failure for end in ends} == {None}
+
+
+def test_where_the_table_says_that_it_is_no_fault_of_the_contents_nothing_is_split() -> None:
+    queue = QueueConfig.model_validate(
+        {"name": "q", "delivery": {"coalesce": LIST}, "retry": {"statuses": {"422": "retry"}}}
+    )
+    to = Receivers(queue, ()).of(url.parse("http://a.example/hook"))
+    members = [parcel(n, to) for n in range(4)]
+    assert len(opened(bundle(members, LIST), answered(422)).ended) == 4
+    assert len(opened(bundle(members, LIST), answered(413)).again) == 2
+
+
+@given(
+    count=st.integers(2, 60),
+    poison=st.sets(st.integers(0, 59), max_size=6),
+    most=st.integers(1, 60),
+    status=st.sampled_from(sorted(bundles.SPLITS)),
+    results=st.booleans(),
+)
+def test_each_callback_comes_to_exactly_one_end_that_is_its_own(
+    count: int, poison: set[int], most: int, status: int, results: bool
+) -> None:
+    """A receiver that refuses what has a poison in it, and what is too long for it."""
+    outcomes: list[tuple[Parcel, Exchange]] = []
+    sent = 0
+    left: list[list[Parcel]] = [[parcel(n) for n in range(count)]]
+    while left:
+        members = left.pop(0)
+        sent += 1
+        bad = [one.number in poison for one in members]
+        if len(members) == 1:
+            outcomes.append((members[0], answered(status if bad[0] else 200)))
+            continue
+        if len(members) > most:
+            exchange = answered(413)
+        elif any(bad) and results:
+            said = zip(ids_of(members), bad, strict=True)
+            exchange = answered(207, [{"id": one, "status": status if is_bad else 200} for one, is_bad in said])
+        else:
+            exchange = answered(status if any(bad) else 200)
+        result = opened(bundle(members, LIST), exchange)
+        assert [*(one for one, _ in result.ended), *(one for part in result.again for one in part)] == members
+        outcomes += result.ended
+        left += [list(part) for part in result.again]
+    assert sent <= 2 * count - 1
+    assert Counter(one.number for one, _ in outcomes) == Counter(range(count))
+    assert {one.number for one, end in outcomes if end.failure is not None} == {n for n in poison if n < count}
