@@ -19,6 +19,7 @@ _STALE = 2  # seconds after which a lock without expiry counts as left behind
 _STUCK = 2  # seconds after which a callback that somebody claimed counts as stuck
 _LOOKS = 0.25  # seconds between the daemon's looks
 _RETRIES = 2  # seconds between attempts, at most
+_LEFT_ALONE = 2  # seconds that a receiver that fails is left alone, at most
 _BUSY = 2.0  # seconds that a busy machine may take on top of every bound
 _DOWN_FOR = 20  # callbacks that a receiver misses, at least
 _THEIRS = "worker_1764000000_1234"  # as existing workers write into the lock
@@ -144,6 +145,11 @@ _LOOKING: dict[str, Any] = {
     "lock": {"check_every": f"{_LOOKS}s", "stale": {"no_ttl_after": f"{_STALE}s"}},
 }
 _NOT_BY_ITSELF: dict[str, Any] = {"recovery": {"auto": False}, "lock": {"stale": {"auto": False}}}
+# Attempts go on often enough for the share that fails to be known, and soon enough after the receiver is back.
+_LEAVES_ALONE: dict[str, Any] = {
+    "retry": {"base": "500ms", "cap": f"{_RETRIES}s", "max_attempts": 100},
+    "delivery": {"breaker": {"open_for": "500ms", "longest_open": f"{_LEFT_ALONE}s"}},
+}
 
 CHAPTERS = (
     Chapter(
@@ -175,9 +181,9 @@ CHAPTERS = (
     ),
     Chapter(
         "A receiver is down, and comes back",
-        queue(_LOOKING, name="receipts", retry={"base": "500ms", "cap": f"{_RETRIES}s", "max_attempts": 100}),
+        queue(_LOOKING, _LEAVES_ALONE, name="receipts"),
         _receiver_is_down,
-        within=_RETRIES + 1,  # and a second to send all that waits
+        within=_LEFT_ALONE + _RETRIES + 1,  # and a second to send all that waits
         alert="CbqFailureRatioHigh",
     ),
 )
