@@ -102,17 +102,23 @@ class Shaper:
 
     def shape(self, claimed: Claimed, read: Item) -> Shaped | Unusable:
         headers = self._headers
-        if self._rendering is None:
-            body = self._plain_body(claimed, read)
-        else:
+        body: bytes | None = claimed.payload
+        if self._posts_data:
+            data = read.fields.get("data")
+            body = None if data is None else bytes(data)
+        if self._rendering is not None:
             try:
-                body, headers = self._render(self._rendering, claimed, read)
+                body, headers = self._render(self._rendering, claimed, read, body)
             except OutputTooLarge as error:
                 return Unusable(DeadReason.TOO_LARGE, self._rendering.masked(str(error)), read.target.url)
             except RenderError as error:
                 return Unusable(DeadReason.RENDER, self._rendering.masked(str(error)), read.target.url)
-        if isinstance(body, Unusable):
-            return body
+        if body is None:
+            return Unusable(
+                DeadReason.NO_DATA,
+                "the item has no `data` to post; to post whole items set delivery.request to {body: item}",
+                read.target.url,
+            )
         if len(body) > self._max_bytes:
             return Unusable(
                 DeadReason.TOO_LARGE,
@@ -133,28 +139,15 @@ class Shaper:
             headers += self._signer.headers(request_id, int(self._clock.now()), body)
         return headers
 
-    def _plain_body(self, claimed: Claimed, read: Item) -> bytes | Unusable:
-        if not self._posts_data:
-            return claimed.payload
-        data = read.fields.get("data")
-        if data is None:
-            return Unusable(
-                DeadReason.NO_DATA,
-                "the item has no `data` to post; to post whole items set delivery.request to {body: item}",
-                read.target.url,
-            )
-        return bytes(data)
-
-    def _render(self, rendering: Rendering, claimed: Claimed, read: Item) -> tuple[bytes | Unusable, list[str]]:
+    def _render(
+        self, rendering: Rendering, claimed: Claimed, read: Item, body: bytes | None
+    ) -> tuple[bytes | None, list[str]]:
+        """Raises RenderError. Without a template or a renderer the body stays what it is."""
         values = Values(claimed, read.fields, webhook_id(claimed), self._clock.now(), rendering.secrets)
         own: Mapping[str, str] = {}
-        if rendering.body is None:
-            body = self._plain_body(claimed, read)
-            if isinstance(body, Unusable):
-                return body, []
-        else:
+        if rendering.body is not None:
             body, own = rendering.body(claimed, read.target.url, values, self._max_bytes)
-        return body, rendering.headers(read.fields, body, values, self._headers, own)
+        return body, [] if body is None else rendering.headers(read.fields, body, values, self._headers, own)
 
 
 def webhook_id(claimed: Claimed) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hmac
+import hashlib
 from collections.abc import Sequence
 
 from cbq_exporter.config import SigningConfig
@@ -16,6 +16,7 @@ from cbq_exporter.config.files import Files, not_usable
 LEAST, MOST = 24, 64  # bytes of a secret, as the specification has it
 LINES = 2  # that are added to a request's headers
 
+_BLOCK = 64  # bytes that SHA-256 takes at a time
 _PREFIX = "whsec_"
 _ASYMMETRIC = "whsk_"
 
@@ -24,16 +25,27 @@ class Signer:
     """One signature by each secret, the first one first: so that a secret can be replaced without a gap."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
-        self._keys = tuple(keys)
+        self._begun = [_begun(key) for key in keys]
 
     def headers(self, webhook_id: str, timestamp: int, body: bytes) -> list[str]:
         """What is added to the header webhook-id; ``timestamp`` is epoch seconds, of this attempt."""
-        signed = b"%b.%d.%b" % (webhook_id.encode("ascii"), timestamp, body)
-        signatures = [
-            f"v1,{binascii.b2a_base64(hmac.digest(key, signed, 'sha256'), newline=False).decode('ascii')}"
-            for key in self._keys
-        ]
+        head = f"{webhook_id}.{timestamp}.".encode("ascii")
+        signatures = []
+        for begun, end in self._begun:
+            inner, outer = begun.copy(), end.copy()
+            inner.update(head)
+            inner.update(body)
+            outer.update(inner.digest())
+            signatures.append(f"v1,{binascii.b2a_base64(outer.digest(), newline=False).decode('ascii')}")
         return [f"webhook-timestamp: {timestamp}", f"webhook-signature: {' '.join(signatures)}"]
+
+
+def _begun(key: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
+    """HMAC by RFC 2104, up to where the message comes in: half of the work for a small one. No key is longer than a
+    block of the hash."""
+    padded = key.ljust(_BLOCK, b"\0")
+    inner, outer = (hashlib.sha256(bytes(one ^ mark for one in padded)) for mark in (0x36, 0x5C))
+    return inner, outer
 
 
 def signer_of(signing: SigningConfig, files: Files, place: str) -> Signer:

@@ -15,6 +15,11 @@ _LEAST_CHARACTERS = 64 * 1024  # that a body is taken to have
 
 KEY = "budget of this rendering"  # where a rendering's values hold it: no name that a template could say
 
+# Named, because putting kinds together takes longer than asking for them.
+_STRINGS = (str, bytes)
+_OPENED = (JsonObject, JsonArray)
+_MANY = (list, tuple, dict, range)
+
 
 class Exhausted(Exception):
     """A rendering did more than one may."""
@@ -41,20 +46,19 @@ class Budget:
 
     def spend(self, value: object) -> None:
         """For going through ``value``, or for having made it."""
-        if isinstance(value, str | bytes):
+        if isinstance(value, _STRINGS):
             self.take(len(value))
-        elif isinstance(value, JsonObject | JsonArray):
+        elif isinstance(value, _OPENED):
             self.take(memoryview(value.raw).nbytes)
             self.step(len(value))
-        elif isinstance(value, list | tuple | dict | range):
+        elif isinstance(value, _MANY):
             self.step(len(value))
         elif isinstance(value, int):
             self.take(value.bit_length() // 3)
 
 
 def budget_of(context: Context) -> Budget:
-    budget = context.parent[KEY]
-    assert isinstance(budget, Budget)
+    budget: Budget = context.parent[KEY]
     return budget
 
 

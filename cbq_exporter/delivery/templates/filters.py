@@ -34,6 +34,9 @@ class Written(str):
     __slots__ = ()
 
 
+_TEXTS = (str, int, float, Digest, Undefined)
+
+
 def _bytes_of(value: object) -> bytes:
     if isinstance(value, str):
         return value.encode()
@@ -139,7 +142,9 @@ def _urlencode(value: object) -> str:
 
 
 def text_of(value: object) -> str:
-    if isinstance(value, str | int | float | Digest | Undefined) and not isinstance(value, bool):
+    if type(value) is str:
+        return value
+    if isinstance(value, _TEXTS) and not isinstance(value, bool):
         return str(value)
     raise TypeError(f"{name_of(value)} is no text: | tojson makes it one")
 

@@ -27,6 +27,9 @@ _EXPRESSIONS = (
     *(nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos),
 )
 _ALLOWED = frozenset((*_STATEMENTS, *_EXPRESSIONS))
+_OBJECTS = (dict, JsonObject)
+_WITH_PLACES = (*_OBJECTS, JsonArray, list, tuple, str)
+_WITH_LENGTH = (*_WITH_PLACES, range)
 _IN_LOOPS = frozenset({"depth", "depth0", "first", "index", "index0", "last", "length", "nextitem", "previtem"})
 
 
@@ -68,7 +71,7 @@ def _paid_operand(node: nodes.Expr) -> nodes.Expr:
 
 def _counted(budget: Budget, values: Any) -> Iterable[Any]:
     """What a loop goes over, each step paid for."""
-    if isinstance(values, str | list | tuple | dict | range | JsonObject | JsonArray):
+    if isinstance(values, _WITH_LENGTH):
         budget.step(len(values))
         return values
     return one_by_one(budget, values)
@@ -118,7 +121,7 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """A key; no attribute of any Python object, but what loops know of themselves."""
-        if isinstance(obj, JsonObject | dict):
+        if isinstance(obj, _OBJECTS):
             try:
                 return obj[attribute]
             except KeyError:
@@ -128,7 +131,7 @@ class Environment(ImmutableSandboxedEnvironment):
         return self.undefined(obj=obj, name=attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(obj, JsonObject | JsonArray | dict | list | tuple | str):
+        if isinstance(obj, _WITH_PLACES):
             try:
                 return obj[argument]
             except (LookupError, TypeError):
