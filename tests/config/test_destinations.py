@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from cbq_exporter.config import DestinationConfig, TlsConfig, check
+from cbq_exporter.config import DestinationConfig, TlsConfig, check, warnings
 from cbq_exporter.config.models import Config
+from tests.config.conftest import Load
+from tests.generated import ROOT
 from tests.web import certificates
 
 
@@ -46,6 +49,20 @@ def test_certificates(folder: Path, files: dict[str, str], wrong: list[str]) -> 
     problems = check(Config(destinations=(DestinationConfig(name="a", match="a"), _entry(tls))))
     assert [problem.path for problem in problems] == [f"destinations[1].tls.{name}" for name in wrong]
     assert not any("BEGIN" in f"{problem.found}{problem.allowed}" for problem in problems)
+
+
+def test_the_example_of_the_page_loads(loaded: Load, folder: Path) -> None:
+    text = (ROOT / "docs" / "delivery.md").read_text()
+    example = re.findall(r"```yaml\n(destinations:.*?)```", text, re.DOTALL)[0]
+    for name, file in (
+        ("partner.pem", "client.pem"),
+        ("partner.key", "client.key"),
+        ("internal-ca.pem", "authority.pem"),
+    ):
+        example = example.replace(f"/etc/cbq-exporter/{name}", str(folder / file))
+    config = loaded(example)
+    assert [entry.name for entry in config.destinations] == ["partner", "legacy", "internal"]
+    assert warnings(config) == ()
 
 
 def _entry(tls: TlsConfig) -> DestinationConfig:
