@@ -13,10 +13,12 @@ import msgspec
 
 from cbq_exporter.clock import SYSTEM_CLOCK
 from cbq_exporter.delivery.exchange import Exchange, Request
-from cbq_exporter.delivery.frames import EXCHANGES, READ_AT_ONCE, TROUBLE, Frames, frame
+from cbq_exporter.delivery.frames import EXCHANGES, TROUBLE, Frames, frame
 from cbq_exporter.delivery.poller import Poller
 from cbq_exporter.delivery.slot import SendingOptions, Surroundings
 from cbq_exporter.delivery.transfers import Transfers
+
+_READS_AT_ONCE = 4  # then what has come begins, before more is read
 
 _options = msgspec.msgpack.Decoder(SendingOptions).decode
 _requests = msgspec.msgpack.Decoder(list[Request]).decode
@@ -28,7 +30,6 @@ class DaemonPort:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._frames = Frames()
-        self._space = bytearray(READ_AT_ONCE)
         self._early: list[Request] = []
         self.closing = False
 
@@ -36,10 +37,10 @@ class DaemonPort:
         """The first that comes; waits for it."""
         found: SendingOptions | None = None
         while found is None:
-            data = self._connection.recv(READ_AT_ONCE)
-            if not data:
+            count = self._connection.recv_into(self._frames.room())
+            if not count:
                 os._exit(0)
-            for _, content in self._frames.add(data):
+            for _, content in self._frames.received(count):
                 if found is None:
                     found = _options(content)
                 else:
@@ -48,9 +49,10 @@ class DaemonPort:
 
     def take(self) -> Sequence[Request]:
         taken, self._early = self._early, []
-        while not self.closing:
+        for _ in range(_READS_AT_ONCE):
+            room = self._frames.room()
             try:
-                count = self._connection.recv_into(self._space, 0, socket.MSG_DONTWAIT)
+                count = self._connection.recv_into(room, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except OSError:
@@ -58,9 +60,9 @@ class DaemonPort:
             if not count:
                 self.closing = True
                 break
-            for _, content in self._frames.add(memoryview(self._space)[:count]):
+            for _, content in self._frames.received(count):
                 taken += _requests(content)
-            if count < READ_AT_ONCE:
+            if count < len(room):
                 break
         return taken
 
@@ -73,7 +75,7 @@ class DaemonPort:
     def close(self) -> Sequence[Request]:
         return ()
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytearray) -> None:
         try:
             self._connection.sendall(data)
         except OSError:

@@ -15,32 +15,64 @@ READ_AT_ONCE = 256 * 1024  # bytes
 OPTIONS, REQUESTS, EXCHANGES, TROUBLE = b"o", b"r", b"x", b"t"  # the kinds
 
 _HEAD = struct.Struct(">Ic")
+_KEPT = 8 * 1024 * 1024  # bytes of space that is kept for the next large frame
 
-_encode = msgspec.msgpack.Encoder().encode
+_encode_into = msgspec.msgpack.Encoder().encode_into
 
 
-def frame(kind: bytes, content: Any) -> bytes:
-    body = _encode(content)
-    return _HEAD.pack(len(body), kind) + body
+def frame(kind: bytes, content: Any) -> bytearray:
+    whole = bytearray(_HEAD.size)
+    _encode_into(content, whole, _HEAD.size)
+    _HEAD.pack_into(whole, 0, len(whole) - _HEAD.size, kind)
+    return whole
 
 
 class Frames:
-    """Cuts what a socket brings into frames."""
+    """Cuts what a socket brings into frames: receive into ``room``, then tell how much it was.
+
+    A large frame is received where it stays, and its place is used again: it is to be read before the next ``room``.
+    """
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._space = memoryview(bytearray(READ_AT_ONCE))
+        self._buffer = bytearray()  # the beginning of a frame
+        self._large = bytearray()
+        self._length = self._filled = 0  # of the large frame that is coming
+        self._kind = b""
 
-    def add(self, data: bytes | memoryview) -> Iterator[tuple[bytes, bytes]]:
+    def room(self) -> memoryview:
+        """Where to put what comes next."""
+        return memoryview(self._large)[self._filled : self._length] if self._length else self._space
+
+    def received(self, count: int) -> Iterator[tuple[bytes, bytes | memoryview]]:
         """The frames that are whole now: kind and content."""
+        if self._length:
+            self._filled += count
+            if self._filled == self._length:
+                content = memoryview(self._large)[: self._length]
+                self._length = self._filled = 0
+                yield self._kind, content
+            return
         buffer = self._buffer
-        buffer += data
+        buffer += self._space[:count]
         at = 0
         while len(buffer) - at >= _HEAD.size:
             length, kind = _HEAD.unpack_from(buffer, at)
-            end = at + _HEAD.size + length
-            if len(buffer) < end:
+            begin = at + _HEAD.size
+            at = begin + length
+            if len(buffer) < at:
+                if length > READ_AT_ONCE:
+                    self._expect(kind, length, buffer[begin:])
+                    at = len(buffer)
+                else:
+                    at = begin - _HEAD.size
                 break
-            yield kind, bytes(buffer[at + _HEAD.size : end])
-            at = end
+            yield kind, bytes(buffer[begin:at])
         if at:
             del buffer[:at]
+
+    def _expect(self, kind: bytes, length: int, beginning: bytearray) -> None:
+        if len(self._large) < length or len(self._large) > max(length, _KEPT):
+            self._large = bytearray(length)
+        self._kind, self._length, self._filled = kind, length, len(beginning)
+        self._large[: self._filled] = beginning

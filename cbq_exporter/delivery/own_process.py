@@ -12,7 +12,9 @@ import os
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,15 @@ import msgspec
 
 import cbq_exporter
 from cbq_exporter.delivery.exchange import Exchange, Request
-from cbq_exporter.delivery.frames import EXCHANGES, OPTIONS, READ_AT_ONCE, REQUESTS, Frames, frame
+from cbq_exporter.delivery.frames import EXCHANGES, OPTIONS, REQUESTS, Frames, frame
 from cbq_exporter.delivery.slot import SendingOptions
 from cbq_exporter.model import FailureKind
 
 log = logging.getLogger(__name__)
 
 _BUFFER = 1024 * 1024  # bytes that the kernel holds in each direction, where it lets us
+_FRAME = 512 * 1024  # bytes of bodies, after which a frame ends
+_FRAMES_AT_ONCE = 64
 _STOP_WITHIN = 5.0  # seconds
 _LONGEST_PAUSE = 5.0  # seconds before a child that keeps ending is started again
 
@@ -48,7 +52,7 @@ class OwnProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._frames = Frames()
-        self._outbox = bytearray()
+        self._outbox: deque[memoryview] = deque()
         self._under_way: dict[int, Any] = {}  # tags
         self._number = 0
         self._deaths = 0
@@ -89,7 +93,8 @@ class OwnProcess:
         if self._socket is None:
             self._waiting += requests
             return
-        rows = []
+        rows: list[tuple[Any, ...]] = []
+        size = 0
         for request in requests:
             self._number += 1
             self._under_way[self._number] = request.tag
@@ -108,7 +113,12 @@ class OwnProcess:
                     request.answer_bytes,
                 )
             )
-        self._write(frame(REQUESTS, rows))
+            size += len(request.body)
+            if size > _FRAME:  # so that the first ones begin while the others are still being written
+                self._write(frame(REQUESTS, rows))
+                rows, size = [], 0
+        if rows:
+            self._write(frame(REQUESTS, rows))
 
     async def stop(self) -> None:
         """Cut off what is in flight; ``on_done`` has been told all on return."""
@@ -128,46 +138,53 @@ class OwnProcess:
 
     # --- the socket --------------------------------------------------------------------------
 
-    def _write(self, data: bytes) -> None:
-        if self._outbox:
-            self._outbox += data
+    def _write(self, data: bytearray) -> None:
+        self._outbox.append(memoryview(data))
+        if len(self._outbox) > 1:
             return
         assert self._socket is not None
-        try:
-            sent = self._socket.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return  # the end of the child is read
-        if sent < len(data):
-            self._outbox += memoryview(data)[sent:]
+        self._flush()
+        if self._outbox:
             self._loop.add_writer(self._socket, self._write_on)
 
     def _write_on(self) -> None:
         assert self._socket is not None
-        try:
-            sent = self._socket.send(self._outbox)
-        except BlockingIOError:
-            return
-        except OSError:
-            sent = len(self._outbox)
-        del self._outbox[:sent]
+        self._flush()
         if not self._outbox:
             self._loop.remove_writer(self._socket)
+
+    def _flush(self) -> None:
+        """Write as much as the socket takes."""
+        assert self._socket is not None
+        outbox = self._outbox
+        try:
+            sent = self._socket.sendmsg(list(islice(outbox, _FRAMES_AT_ONCE)))
+        except BlockingIOError:
+            return
+        except OSError:  # the end of the child is read
+            outbox.clear()
+            sent = 0
+        while sent:
+            first = outbox[0]
+            if sent < len(first):
+                outbox[0] = first[sent:]
+                break
+            sent -= len(first)
+            outbox.popleft()
 
     def _read(self) -> None:
         assert self._socket is not None
         try:
-            data = self._socket.recv(READ_AT_ONCE)
+            count = self._socket.recv_into(self._frames.room())
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            count = 0
+        if not count:
             self._child_is_gone()
             return
         done: list[Exchange] = []
-        for kind, content in self._frames.add(data):
+        for kind, content in self._frames.received(count):
             if kind == EXCHANGES:
                 done += _exchanges(content)
             else:

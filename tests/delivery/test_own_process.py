@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbq_exporter.delivery.frames import Frames, frame
+from cbq_exporter.delivery.frames import READ_AT_ONCE, Frames, frame
 from cbq_exporter.delivery.own_process import OwnProcess
 from cbq_exporter.model import FailureKind
 from tests.support.daemons import until
@@ -35,17 +35,24 @@ def is_there(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-@given(st.lists(st.tuples(st.binary(min_size=1, max_size=1), st.binary(max_size=50))), st.data())
+# Some that are larger than what is read at once.
+_CONTENTS = st.binary(max_size=50) | st.integers(READ_AT_ONCE - 9, 2 * READ_AT_ONCE + 9).map(lambda size: b"x" * size)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=1), _CONTENTS)), st.data())
 def test_frames_come_out_as_they_went_in_however_they_are_cut(
     messages: list[tuple[bytes, bytes]], data: st.DataObject
 ) -> None:
     whole = b"".join(frame(kind, content) for kind, content in messages)
     frames, found = Frames(), []
     while whole:
-        cut = data.draw(st.integers(1, len(whole)))
-        found += list(frames.add(whole[:cut]))
+        room = frames.room()
+        cut = data.draw(st.integers(1, min(len(whole), len(room))))
+        room[:cut] = whole[:cut]
+        found += [(kind, bytes(content)) for kind, content in frames.received(cut)]
         whole = whole[cut:]
-    assert [(kind, frame(kind, content)) for kind, content in messages] == [
+    assert [(kind, bytes(frame(kind, content))) for kind, content in messages] == [
         (kind, len(content).to_bytes(4, "big") + kind + content) for kind, content in found
     ]
 
