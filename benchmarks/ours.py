@@ -26,7 +26,7 @@ SETTINGS = f"batch.size {BATCH}, {CONCURRENCY} requests open, sending from a pro
 _CHUNK = 1000
 
 
-def command(folder: Path, redis_url: str) -> Sequence[str]:
+def command(folder: Path, redis_url: str, *, concurrency: int = CONCURRENCY) -> Sequence[str]:
     """Writes the configuration into ``folder``; the command that runs the daemon with it."""
     settings = {
         "redis": {"url": redis_url},
@@ -40,9 +40,9 @@ def command(folder: Path, redis_url: str) -> Sequence[str]:
                 "mode": "dispatch",
                 "batch": {"size": BATCH, "max_delay": "0s"},
                 "delivery": {
-                    "concurrency": CONCURRENCY,
+                    "concurrency": concurrency,
                     "own_process": True,
-                    "per_destination": {"concurrency": CONCURRENCY},
+                    "per_destination": {"concurrency": concurrency},
                     "request": {"body": "data"},
                     "egress": {"allow": ["127.0.0.0/8"]},
                 },

@@ -11,6 +11,7 @@ from benchmarks.contestants import BARE, BULLMQ, CONTESTANTS, OURS, PYTHON_QUEUE
 from benchmarks.daemon import Idle, Latency
 from benchmarks.drain import Result, Rounds
 from benchmarks.processes import BenchmarkError
+from benchmarks.receivers import Receivers, Sent
 from benchmarks.recovery import ALL, Step
 from benchmarks.scrape import EVERY, Scrapes
 
@@ -32,6 +33,7 @@ class Report:
     idle: Idle | None = None
     recovery: list[Step] | None = None
     scrape: Scrapes | None = None
+    receivers: Receivers | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -44,6 +46,8 @@ def markdown(report: Report) -> str:
         parts.append(_recovery(report.recovery))
     if report.scrape is not None:
         parts.append(_scrape(report.scrape))
+    if report.receivers is not None:
+        parts.append(_receivers(report.receivers))
     lines = {"machine": report.machine, **report.versions}
     parts.append("\n".join(f"- {whose}: {_listing(values)}" for whose, values in lines.items()))
     return "\n\n".join(parts) + "\n"
@@ -137,6 +141,25 @@ def _scrape(found: Scrapes) -> str:
     return _table(head, rows)
 
 
+def _receivers(found: Receivers) -> str:
+    def row(what: str, sent: list[Sent]) -> list[str]:
+        return [
+            what,
+            f"{sent[0].count:,}",
+            f"{statistics.median(one.rate for one in sent):,.0f}",
+            f"{statistics.median(one.throughput for one in sent) / _MIB:,.0f}",
+            f"{1000 * statistics.median(one.cpu for one in sent) / sent[0].count:.3f}",
+            f"{max(one.rss for one in sent) / _MIB:.0f}",
+        ]
+
+    rows = [
+        row("a receiver that answers after 20 ms, 1,024 requests open", found.slow),
+        row("bodies of 1 MiB, 16 open", found.large),
+        row("bodies of 1 MiB, 16 open: bare pycurl, no queue", found.bare),
+    ]
+    return _table(["receivers", "callbacks", "callbacks/s", "MiB/s", "CPU s per 1,000", "peak RSS, MiB"], rows)
+
+
 def _targets(report: Report) -> str:
     rows = []
 
@@ -177,6 +200,12 @@ def _targets(report: Report) -> str:
         row("scrape of a busy daemon with 50 queues, p99", "< 50 ms", busy.p99, lambda it: it < 50, " ms")
         row("its Redis part, p99", "< 15 ms", busy.redis_p99, lambda it: it < 15, " ms")
         row(f"what scrapes every {EVERY} s take of delivery", "≤ 2 %", busy.share, lambda it: it <= 2, " %")
+    if report.receivers is not None:
+        slow = statistics.median(one.rate for one in report.receivers.slow)
+        row("receiver answering after 20 ms, 1,024 open", "≥ 10,000/s", slow, lambda it: it >= 10_000, "/s")
+        row("bodies of 1 MiB, of bare pycurl", "≥ 60 %", report.receivers.share * 100, lambda it: it >= 60, " %")
+        beyond = report.receivers.overhead / _MIB
+        row("its resident memory beyond max_in_flight_bytes", "< 120 MiB", beyond, lambda it: it < 120, " MiB")
     return _table(["", "target", "measured", "met"], rows)
 
 
