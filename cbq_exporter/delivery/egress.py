@@ -15,8 +15,10 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
+from typing import TYPE_CHECKING
 
-from cbq_exporter.config import EgressConfig
+if TYPE_CHECKING:  # the sending process does without
+    from cbq_exporter.config import EgressConfig
 
 Network = IPv4Network | IPv6Network
 _Address = IPv4Address | IPv6Address

@@ -6,12 +6,15 @@ It is asked to open a way (CONNECT) for http URLs too: so its own answers are to
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from cbq_exporter.config import QueueConfig
 from cbq_exporter.errors import ConfigError, Problem
 from cbq_exporter.model import FailureKind
+
+if TYPE_CHECKING:  # the sending process does without
+    from cbq_exporter.config import QueueConfig
 
 _MOST_BYTES = 4096  # of the file with the credentials
 

@@ -77,6 +77,15 @@ def test_an_exchange_says_all_that_it_says_from_a_thread(receiver: Receiver) -> 
     ]
 
 
+def test_the_child_is_small() -> None:
+    """There is one for each queue that wants it: what only the daemon needs is not loaded."""
+    script = "import sys, cbq_exporter.delivery.child; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    loaded = {name.partition(".")[0] for name in found.stdout.split()}
+    assert "pycurl" in loaded
+    assert loaded.isdisjoint({"pydantic", "redis", "aiohttp", "apscheduler", "click", "jinja2", "prometheus_client"})
+
+
 def test_more_than_the_sockets_hold_in_both_directions(receiver: Receiver) -> None:
     """Slow receivers meanwhile: what waits in the child does not stop what is ready."""
     big = receiver.on("/big", Answer(500, body=b"e" * 60_000))
