@@ -14,7 +14,7 @@ from cbq_exporter.clock import Clock
 from cbq_exporter.config import CoalesceConfig
 from cbq_exporter.delivery import bundles
 from cbq_exporter.delivery.bundles import Bundle
-from cbq_exporter.delivery.destinations import Parcel
+from cbq_exporter.delivery.destinations import Appetite, Parcel
 from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange, cancelled
 from cbq_exporter.delivery.receivers import Receiver
@@ -65,9 +65,10 @@ class Coalescer(Sender):
         super().send(ready)
         super().send(alone, spread=spread)
 
-    def appetite(self, receiver: Receiver) -> int:
+    def appetite(self, receiver: Receiver) -> Appetite:
         requests = super().appetite(receiver)
-        return requests if receiver.coalesce is None else requests * receiver.coalesce.size
+        many = 1 if receiver.coalesce is None else receiver.coalesce.size
+        return Appetite(requests.left * many, requests.whole * many)
 
     def give_back_excess(self) -> list[Parcel]:
         return _apart(super().give_back_excess())

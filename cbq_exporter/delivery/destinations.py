@@ -10,6 +10,7 @@ import heapq
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -78,10 +79,17 @@ class _Destination:
     measured_monotonic: float = 0.0
 
 
+class Appetite(NamedTuple):
+    """How many more callbacks a destination could begin soon, and how many in all where none were here."""
+
+    left: int
+    whole: int
+
+
 class Destinations:
     """Idle destinations cost nothing: they are forgotten."""
 
-    def __init__(self, *, patience: float = 0.25) -> None:
+    def __init__(self, *, patience: float = 0.5) -> None:
         self._patience = patience
         self._all: dict[str, _Destination] = {}
         self._moments: list[tuple[float, str]] = []  # a heap: when the next of a destination may begin
@@ -180,15 +188,14 @@ class Destinations:
         self.waiting -= len(given_back)
         return given_back
 
-    def appetite(self, receiver: Receiver, now: float) -> int:
-        """How many more callbacks it could begin soon, beyond those that are here."""
+    def appetite(self, receiver: Receiver, now: float) -> Appetite:
         destination = self._all.get(receiver.name)
         if destination is None:
             destination = _new(receiver, now)
-        soon = destination.concurrency - destination.in_flight + self._soon(destination, now)
+        whole = destination.concurrency + self._soon(destination, now)
         if destination.paced is not None and destination.paced.rate is not None:
-            soon = min(soon, max(1, math.ceil(destination.paced.rate * _AHEAD)))
-        return max(0, soon - len(destination.waiting))
+            whole = min(whole, max(1, math.ceil(destination.paced.rate * _AHEAD)))
+        return Appetite(max(0, whole - destination.in_flight - len(destination.waiting)), whole)
 
     def take_waiting(self, name: str | None = None) -> list[Parcel]:
         """All that waits, in the order of claiming; of one destination, or of all. Nothing waits afterwards."""

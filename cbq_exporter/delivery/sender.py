@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from cbq_exporter.clock import Clock
-from cbq_exporter.delivery.destinations import Destinations, Parcel
+from cbq_exporter.delivery.destinations import Appetite, Destinations, Parcel
 from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange
 from cbq_exporter.delivery.receivers import Receiver
@@ -60,7 +60,7 @@ class Sender:
             else:
                 self._later[parcel] = loop.call_later(number * spread, self._spread_out, parcel)
 
-    def appetite(self, receiver: Receiver) -> int:
+    def appetite(self, receiver: Receiver) -> Appetite:
         """How many more callbacks to it could begin soon."""
         return self._destinations.appetite(receiver, self._clock.monotonic())
 

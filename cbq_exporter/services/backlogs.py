@@ -6,7 +6,6 @@ there once, and brought forward in bulk. Should nobody bring it forward, it is d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,8 +18,9 @@ from cbq_exporter.model import Claimed, Dead, DeadReason, Failure, Retry, Settle
 from cbq_exporter.store.queue import Queue
 
 HELD_FOR = 600.0  # seconds
-_TURN = 0.25  # seconds between two looks for one destination; its appetite is for longer
+_TURN = 0.25  # seconds until it is looked again for more than was found
 _TURNS_AT_ONCE = 50  # destinations in one go
+_LONGEST_TURN = 1.0  # seconds
 _PAGE = 500  # callbacks that one script looks at
 _PAGES = 4  # in one turn
 _COMING_FOR = 5.0  # seconds that what was made due is expected to be claimed within
@@ -140,8 +140,11 @@ class Backlogs:
             want = wanted(name) - backlog.coming
             if want <= 0:
                 continue
-            backlog.turn_at, backlog.asked = now + _TURN, now
-            brought += await self._take_turn(name, backlog, want)
+            backlog.asked = now
+            found = await self._take_turn(name, backlog, want)
+            if found < want:
+                backlog.turn_at = now + _TURN
+            brought += found
             turns += 1
             if turns >= _TURNS_AT_ONCE:
                 break
@@ -167,9 +170,15 @@ class Backlogs:
             backlog.passed += looked - made
         return brought
 
-    def next_turn(self, wanted_in: Callable[[str], float]) -> float | None:
-        """In how many seconds ``bring_forward`` may have something to do; ``wanted_in`` is when at the earliest."""
+    @property
+    def coming(self) -> int:
+        """Those that were made due and are not claimed yet."""
+        return sum(backlog.coming for backlog in self._all.values())
+
+    def next_turn(self) -> float | None:
+        """In how many seconds there may be more to find; None: nothing waits."""
+        if self._searched is not None:
+            return _TURN
         now = self._clock.monotonic()
-        turns = (max(backlog.turn_at - now, wanted_in(name)) for name, backlog in self._all.items())
-        soonest = min(turns, default=math.inf)
-        return None if soonest == math.inf else max(soonest, 0.05)
+        turns = [backlog.turn_at - now for backlog in self._all.values() if backlog.turn_at > now]
+        return min(turns, default=_LONGEST_TURN) if self._all else None

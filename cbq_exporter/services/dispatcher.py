@@ -90,7 +90,9 @@ class Dispatcher:
         make_sender = Sender if self._most_in_one == 1 else Coalescer
         self._sender = make_sender(make_engine, on_ended=self._on_ended, clock=clock)
         self._turns = Turns() if config.delivery.order_by else None
-        self._holding = Holding(config.name, queue, breakers, self._sender, instruments, clock, self._under_way)
+        self._holding = Holding(
+            config.name, queue, breakers, self._sender, instruments, clock, self._under_way, batch.size
+        )
         self._acceptor = Acceptor(receivers, self._holding, clock)
         self._judge = Judge(config.name, instruments, clock, self._holding.circuits)
         self._settler = Settler(config.name, queue, self._on_settled)
@@ -234,8 +236,11 @@ class Dispatcher:
     async def _claim(self, reason: FlushReason) -> Claim | None:
         delivery = self._config.delivery
         before = self._clock.monotonic()
+        count = min(self._flush_rule.size, self._room)
         claim = await self._queue.claim(
-            count=min(self._flush_rule.size, self._room),
+            count=count,
+            # What was held back and may go now goes first: as long as there is any, fresh ones are put behind it.
+            from_pending=max(count // 2, count - self._holding.coming),
             # Each payload is held as it is and as a body.
             max_bytes=max(1, (delivery.max_in_flight_bytes - self._held_bytes) // 2),
             lease=delivery.lease,

@@ -18,11 +18,9 @@ from cbq_exporter.services.pausing import LOOK_EVERY
 from cbq_exporter.store.breakers import Breakers
 from cbq_exporter.store.queue import Queue
 
-_LOOK_AGAIN = 0.25  # seconds: where only the end of a send can make an appetite
-
 
 class Holding:
-    """``under_way`` counts the callbacks that are held here, by destination."""
+    """``under_way`` counts the callbacks that are held here, by destination; ``batch`` is the size of one."""
 
     def __init__(
         self,
@@ -33,14 +31,16 @@ class Holding:
         instruments: QueueInstruments,
         clock: Clock,
         under_way: Callable[[], Counter[str]],
+        batch: int,
     ) -> None:
         self.circuits = Circuits(name, breakers, instruments, clock)
         self._backlogs = Backlogs(queue, instruments, clock)
         self._sender = sender
         self._under_way = under_way
+        self._batch = batch
         self._receivers: dict[str, Receiver] = {}  # of the destinations for which something is held back
         self._paused: Collection[str] = ()
-        self._left: dict[str, int] | None = None  # how many more probes may go, of the batch being accepted
+        self._left: dict[str, int] = {}  # how many more may go to each, of the batch being accepted
         self._known = False  # what the store knows of circuits
 
     def __bool__(self) -> bool:
@@ -50,7 +50,7 @@ class Holding:
     # --- one callback ------------------------------------------------------------------------
 
     def begin_batch(self) -> None:
-        self._left = None
+        self._left = {}
 
     def why(self, claimed: Claimed, receiver: Receiver, at_ms: int) -> Why | None:
         """Why this one, claimed at ``at_ms``, cannot go now; None: it may.
@@ -69,8 +69,6 @@ class Holding:
 
     def _may_probe(self, receiver: Receiver) -> bool:
         name = receiver.name
-        if self._left is None:
-            self._left = {}
         if name not in self._left:
             places = self.circuits.places(receiver)
             if places is None:
@@ -137,13 +135,18 @@ class Holding:
             return 0
         return await self._backlogs.bring_forward(self._wanted)
 
+    @property
+    def coming(self) -> int:
+        """Those that were made due and are not claimed yet."""
+        return self._backlogs.coming
+
     def next_look(self) -> float | None:
         """In how many seconds it makes sense to ``let_go`` again; None: not before something else happens."""
         if not self:
             return None
-        turn = self._backlogs.next_turn(self._wanted_in)
-        probes = [self.circuits.may_be_probed_in(name) or _LOOK_AGAIN for name in self.circuits.unwell]
-        return min([*probes, *([] if turn is None else [turn])], default=None)
+        turn = self._backlogs.next_turn()
+        moments = [seconds for name in self.circuits.unwell if (seconds := self._wanted_in(name))]
+        return min([*moments, *([] if turn is None else [turn])], default=None)
 
     def forget(self) -> None:
         """Somebody else sends now."""
@@ -160,7 +163,9 @@ class Holding:
             places = self.circuits.places(receiver)
             if places is not None:
                 return places - self._under_way()[name]
-        return self._sender.appetite(receiver)
+        left, whole = self._sender.appetite(receiver)
+        # Not one by one: a script for many costs little more than for one.
+        return min(left, 2 * self._batch) if 2 * left >= whole else 0
 
     def _wanted_in(self, name: str) -> float:
         """In how many seconds at the earliest."""

@@ -53,21 +53,20 @@ def test_a_slow_destination_gives_back_all_that_it_will_not_begin_soon() -> None
 def test_the_appetite_of_a_destination_is_its_free_places_and_what_it_will_end_soon() -> None:
     places = Destinations(patience=1.0)
     receiver = parcel(0).receiver
-    assert places.appetite(receiver, 0.0) == 4  # nothing is known yet: twice its places
+    assert places.appetite(receiver, 0.0) == (4, 4)  # nothing is known yet: twice its places
     for number in range(10):
         places.offer(parcel(number), 0.0)
-    assert places.appetite(receiver, 0.5) == 0
+    assert places.appetite(receiver, 0.5) == (0, 4)
     for _ in range(10):
         places.ended("a", 1.0)
-    assert places.appetite(receiver, 1.0) == 4
+    assert places.appetite(receiver, 1.0) == (4, 4)
     for number in range(10):
         places.offer(parcel(number), 1.0)
     for tenth in range(9):
         places.ended("a", 1.2 + tenth / 10)  # nine in the first second
-    assert places.appetite(receiver, 2.0) == 10
-    paced = parcel(0, "c", rate="5/s").receiver
-    assert places.appetite(paced, 0.0) == 4
-    assert places.appetite(parcel(0, "d", rate="2/s").receiver, 0.0) == 2
+    assert places.appetite(receiver, 2.0) == (10, 11)
+    assert places.appetite(parcel(0, "c", rate="5/s").receiver, 0.0) == (4, 4)
+    assert places.appetite(parcel(0, "d", rate="2/s").receiver, 0.0) == (2, 2)
 
 
 def test_a_destination_with_a_rate_starts_one_after_the_other_by_the_clock() -> None:
