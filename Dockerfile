@@ -1,32 +1,49 @@
-# The daemon, as nobody in particular, on a root that may be read-only. With a store elsewhere it writes nothing; the
-# embedded one keeps its data in /var/lib/cbq-exporter: mount a volume there.
+# The daemon, as nobody in particular, on a root that may be read-only, without a shell. With a store elsewhere it writes
+# nothing; the embedded one keeps its data in /var/lib/cbq-exporter: mount a volume there.
 #
-#   docker build -t cbq-exporter .
-#   docker run -p 127.0.0.1:9847:9847 -v ./config.yaml:/etc/cbq-exporter/config.yaml:ro cbq-exporter
+#   docker build --build-arg CBQ_REVISION=$(git rev-parse HEAD) -t cbq-exporter .
+#   docker buildx build --platform linux/amd64,linux/arm64 --build-arg CBQ_REVISION=$(git rev-parse HEAD) …
+#   docker run --read-only -p 127.0.0.1:9847:9847 -v ./config.yaml:/etc/cbq-exporter/config.yaml:ro cbq-exporter
 
-FROM python:3.13.7-slim-bookworm AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+FROM docker.io/library/debian:bookworm-slim AS build
+ENV PIP_NO_CACHE_DIR=1
+RUN apt-get -q update \
+    && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends \
+        binutils ca-certificates netbase python3 python3-venv tzdata
 WORKDIR /src
 # What changes least comes first.
 COPY requirements/run.lock requirements/
-RUN python -m venv /opt/cbq-exporter \
-    && /opt/cbq-exporter/bin/pip install --require-hashes -r requirements/run.lock
+RUN python3 -m venv /opt/cbq-exporter \
+    && /opt/cbq-exporter/bin/pip install -q --require-hashes -r requirements/run.lock
 COPY pyproject.toml setup.py README.md LICENSE ./
+COPY docs/runbooks docs/runbooks
 COPY cbq_exporter cbq_exporter
-RUN /opt/cbq-exporter/bin/pip install --no-deps --no-build-isolation . \
-    && /opt/cbq-exporter/bin/pip uninstall -y pip setuptools
+ARG CBQ_REVISION=
+RUN /opt/cbq-exporter/bin/pip install -q --no-deps --no-build-isolation . \
+    && /opt/cbq-exporter/bin/pip uninstall -qy pip setuptools \
+    # Debugging symbols, and the sources that extensions were compiled from.
+    && find /opt/cbq-exporter -name '*.so*' -exec strip --strip-unneeded {} + \
+    && find /opt/cbq-exporter '(' -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.c' -o -name '*.h' ')' -delete
+COPY deploy/container/make-root.sh deploy/container/
+RUN deploy/container/make-root.sh /root-of-image
 
-FROM python:3.13.7-slim-bookworm
-RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /var/lib/cbq-exporter cbq-exporter \
-    && install -d -o cbq-exporter -g cbq-exporter /var/lib/cbq-exporter
-COPY --from=build /opt/cbq-exporter /opt/cbq-exporter
-ENV PATH=/opt/cbq-exporter/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-USER cbq-exporter
+FROM scratch
+COPY --from=build /root-of-image /
+ENV PATH=/opt/cbq-exporter/bin:/usr/bin LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
 WORKDIR /var/lib/cbq-exporter
+VOLUME /var/lib/cbq-exporter
 EXPOSE 9847
 STOPSIGNAL SIGTERM
 # Whether its loops are alive, not whether Redis is: a restart would not bring Redis back.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9847/-/healthy', timeout=4)"]
+    CMD ["cbq-exporter", "healthcheck", "--config", "/etc/cbq-exporter/config.yaml"]
 ENTRYPOINT ["cbq-exporter"]
 CMD ["serve", "--config", "/etc/cbq-exporter/config.yaml"]
+ARG CBQ_REVISION=
+LABEL org.opencontainers.image.title="cbq-exporter" \
+    org.opencontainers.image.description="Delivers, watches and heals Redis-backed queues of HTTP callbacks" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.source="https://github.com/cbq-exporter/cbq-exporter" \
+    org.opencontainers.image.documentation="https://github.com/cbq-exporter/cbq-exporter/blob/main/docs/install.md" \
+    org.opencontainers.image.revision="${CBQ_REVISION}"

@@ -1,9 +1,12 @@
-"""What pyproject.toml cannot say: the commit goes into what is built, for ``--version`` and ``cbq_build_info``.
+"""What pyproject.toml cannot say: two things go into what is built that are not in the package here.
 
-CBQ_REVISION names it; without that it is the one checked out here. A source distribution carries it on.
+- The commit, for ``--version`` and ``cbq_build_info``: CBQ_REVISION names it; without that it is the one checked out
+  here. A source distribution carries it on.
+- The alerts' pages, for ``explain``.
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,6 +32,10 @@ class BuildPackage(build_py):
         super().run()
         if not self.editable_mode:
             note(Path(self.build_lib))
+            runbooks = Path(self.build_lib) / "cbq_exporter/runbooks"
+            runbooks.mkdir(exist_ok=True)
+            for page in sorted((ROOT / "docs/runbooks").glob("*.md")):
+                shutil.copy(page, runbooks)
 
 
 class BuildSource(sdist):

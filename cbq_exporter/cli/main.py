@@ -42,10 +42,13 @@ _COMMANDS = {
     "audit": "cbq_exporter.cli.audit:audit",
     "doctor": "cbq_exporter.cli.doctor:doctor",
     "healthcheck": "cbq_exporter.cli.healthcheck:healthcheck",
+    "explain": "cbq_exporter.cli.explain:explain",
+    "init": "cbq_exporter.cli.init:init",
     "check-config": "cbq_exporter.cli.check_config:check_config",
     "check-url": "cbq_exporter.cli.check_url:check_url",
     "render": "cbq_exporter.cli.render:render",
     "demo": "cbq_exporter.cli.demo.command:demo",
+    "completion": "cbq_exporter.cli.completion:completion",
 }
 
 

@@ -49,12 +49,25 @@ def config(command: F) -> F:
     )(command)
 
 
+def _queues_named(context: click.Context, _: click.Parameter, begun: str) -> list[str]:
+    """For completion: the queues of the configuration that this command line names, if it can be read."""
+    from cbq_exporter.config import load
+    from cbq_exporter.errors import ConfigError
+
+    try:
+        config = load(context.params.get("config_path")).config
+    except ConfigError:
+        return []
+    return [one.name for one in config.queues if one.name.startswith(begun)]
+
+
 def queue(command: F) -> F:
     return click.option(
         "-q",
         "--queue",
         "queue_name",
         metavar="NAME",
+        shell_complete=_queues_named,
         help="The queue. May be left out where only one is configured.",
     )(command)
 

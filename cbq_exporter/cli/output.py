@@ -125,6 +125,18 @@ def confirm(question: str, *, yes: bool) -> None:
         raise RefusedError("aborted: nothing was changed")
 
 
+def ask(question: str, default: str) -> str:
+    """A line from the terminal; raises RefusedError where nobody can answer, or does not want to."""
+    if not sys.stdin.isatty():
+        raise RefusedError("there is no terminal to ask on; say it with options", unless="yes")
+    try:
+        answer: str = click.prompt(question, err=True, default=default)
+    except click.Abort:
+        say("")
+        raise RefusedError("aborted: nothing was changed") from None
+    return answer.strip()
+
+
 @contextmanager
 def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal's standard error, nothing elsewhere; call what it gives with how many are done."""

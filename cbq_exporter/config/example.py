@@ -35,8 +35,10 @@ _HEAD = f"""\
 # CBQ_CONFIG names another file, CBQ_REDIS_URL takes the place of redis.url.
 """
 
-# What the shipped file says in other words than the defaults do: the value, and why.
-_WRITTEN: Mapping[str, tuple[Any, str]] = {
+_Said = Mapping[str, tuple[Any, str]]  # by path: a value, and why
+
+# What the shipped file says in other words than the defaults do.
+_WRITTEN: _Said = {
     "queues[].name": (Config().queues[0].name, ""),
     "queues[].delivery.egress.allow": (
         ["127.0.0.0/8", "::1/128"],
@@ -46,9 +48,11 @@ _WRITTEN: Mapping[str, tuple[Any, str]] = {
 }
 
 
-def example() -> str:
+def example(answers: Mapping[str, Any] | None = None) -> str:
+    """``answers`` take the place of what the shipped file says, by path, such as ``queues[].mode``."""
+    said = {**_WRITTEN, **{path: (value, "") for path, value in (answers or {}).items()}}
     lines = [_HEAD]
-    for line in _section(Config, "", 0):
+    for line in _section(Config, "", 0, said):
         if line or lines[-1]:
             lines.append(line)
     return "\n".join(lines) + "\n"
@@ -70,27 +74,27 @@ def written(value: Any) -> str:
     return json.dumps(text)
 
 
-def _section(section: type[Section], path: str, depth: int) -> Iterator[str]:
+def _section(section: type[Section], path: str, depth: int, said: _Said) -> Iterator[str]:
     """Blank lines set off what is more than one line, and stand nowhere at the beginning."""
     after_block = False
     for position, key in enumerate(outline.keys(section)):
         is_block = key.section is not None
         if position and (depth == 0 or is_block or after_block):
             yield ""
-        yield from _key(key, f"{path}{key.name}", depth)
+        yield from _key(key, f"{path}{key.name}", depth, said)
         after_block = is_block
 
 
-def _key(key: Key, path: str, depth: int) -> Iterator[str]:
+def _key(key: Key, path: str, depth: int, said: _Said) -> Iterator[str]:
     indent = "  " * depth
     yield from _comment(_explained(key), indent)
     if key.section is None:
-        value, why = _WRITTEN.get(path, (key.default, ""))
+        value, why = said.get(path, (key.default, ""))
         yield from _comment(why, indent)
         yield f"{indent}{key.name}: {written(value)}"
     elif path == "queues":
         yield f"{indent}{key.name}:"
-        first, *rest = _section(key.section, f"{path}[].", depth + 2)
+        first, *rest = _section(key.section, f"{path}[].", depth + 2, said)
         yield f"{indent}  - {first.lstrip()}"
         yield from rest
     elif key.nullable or key.is_list:
@@ -98,7 +102,7 @@ def _key(key: Key, path: str, depth: int) -> Iterator[str]:
         yield from _absent(key.section, indent, dash="- " if key.is_list else "  ")
     else:
         yield f"{indent}{key.name}:"
-        yield from _section(key.section, f"{path}.", depth + 1)
+        yield from _section(key.section, f"{path}.", depth + 1, said)
 
 
 def _absent(section: type[Section], indent: str, dash: str) -> Iterator[str]:
