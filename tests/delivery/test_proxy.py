@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
 from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
@@ -16,46 +14,11 @@ from cbq_exporter.delivery.egress import EgressPolicy
 from cbq_exporter.delivery.proxying import Proxy, proxy_of
 from cbq_exporter.errors import ConfigError
 from cbq_exporter.model import FailureKind
+from tests.support.connect_proxy import Way
 from tests.support.receiver import Answer, Connection, Receiver, never_answer, self_signed
 from tests.support.sender import LOOPBACK, Sender
 
 NOTHING_ALLOWED = EgressPolicy()
-
-
-class Way:
-    """A proxy for tests: to whichever receiver a CONNECT asks, the way leads to ``port`` on loopback."""
-
-    def __init__(self, port: int, answer: bytes = b"200 Fine", *, silent: bool = False) -> None:
-        self._port = port
-        self._answer = answer
-        self._silent = silent
-        self.heads: list[list[str]] = []
-
-    async def __call__(self, connection: Connection) -> None:
-        self.heads.append((await connection.head()).split("\r\n"))
-        if self._silent:
-            await connection.gone()
-        if not self._answer.startswith(b"200"):
-            await connection.write(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % self._answer)
-            return
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        await connection.write(b"HTTP/1.1 %s\r\nVia: test\r\n\r\n" % self._answer)
-
-        async def there() -> None:
-            while data := await connection.read(1 << 14):
-                writer.write(data)
-                await writer.drain()
-
-        async def back() -> None:
-            while data := await reader.read(1 << 14):
-                await connection.write(data)
-
-        tasks = [asyncio.create_task(there()), asyncio.create_task(back())]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        with contextlib.suppress(OSError):
-            writer.close()
 
 
 @pytest.fixture(params=[False, True], ids=["thread", "process"])
