@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +63,20 @@ def test_a_destination_that_is_gone_is_paused_at_once_and_then_in_the_store(worl
     assert pausing.add(GONE) == []
     assert world.look(LOOK_EVERY) == {"partner"}
     assert desk.counted == [("pause", "schedule", "done")]
+
+
+def test_what_is_learnt_while_the_store_is_asked_is_not_forgotten(world: World) -> None:
+    async def learn() -> None:
+        await asyncio.sleep(0)  # the look has begun
+        assert world.pausing.add(GONE) == ["partner"]
+
+    async def both() -> None:
+        await asyncio.gather(world.pausing.look(), learn())
+
+    world.desk.do(both())
+    assert set(world.pausing.destinations) == {"partner"}
+    assert world.look() == {"partner"}
+    assert world.desk.redis.hkeys(world.desk.keys.paused) == [b"partner"]
 
 
 def test_what_a_person_ends_has_ended_and_may_begin_again(world: World) -> None:
