@@ -1,0 +1,135 @@
+"""What one destination does, others do not feel; and one that fails is left alone, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cbq_exporter.store.keys import QueueKeys
+from tests.e2e.bare_client import PREFIX, item, lengths, push, wait_until_settled
+from tests.support.counting_receiver import CountingReceiver
+from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
+from tests.support.receiver import Receiver
+from tests.support.servers import Server
+
+KEYS = QueueKeys.of(PREFIX)
+BREAKER = {"failure_ratio": 0.5, "min_attempts": 5, "open_for": "3s", "longest_open": "6s", "probes": 2}
+LEFT_ALONE = queue(
+    SHORT_LIVED,
+    delivery={"breaker": BREAKER, "per_destination": {"concurrency": 4}},
+    retry={"max_attempts": 100},
+)
+
+
+def host_of(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0]
+
+
+def records(client: Any) -> list[dict[str, Any]]:
+    return [json.loads(record) for record in client.hvals(KEYS.records)]
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """The kernel accepts, and nobody ever reads."""
+    with socket.socket() as hole:
+        hole.bind(("127.0.0.1", 0))
+        hole.listen(1024)
+        yield f"http://127.0.0.1:{hole.getsockname()[1]}/"
+
+
+def test_who_fails_is_left_alone_by_this_daemon_and_the_next_until_probes_succeed(server: Server) -> None:
+    client: Any = server.client
+    broken = True
+    with CountingReceiver(lambda body, nth: 500 if broken else 200) as receiver:
+        name = host_of(receiver.url)
+        push(client, *(item(receiver.url, number) for number in range(200)))
+        with Daemon(server.url, LEFT_ALONE) as daemon:
+            until(lambda: client.hget(KEYS.breakers, name), what=daemon.log)
+            phase, until_ms, openings, _ = client.hget(KEYS.breakers, name).decode().split(" ")
+            assert (phase, openings) == ("open", "1")
+            until(lambda: lengths(client)["retry"] == 200)
+            assert daemon.metrics().get("cbq_destination_circuit_state", destination=name) == 2
+            assert daemon.metrics().get("cbq_failing_destinations") == 1
+            # Those that were under way when it opened, and not one more; who was not sent has used no attempt.
+            tried = receiver.requests
+            assert 5 <= tried <= 5 + 2 * 4
+            kept = records(client)
+            assert sum(record["attempts"] for record in kept) == tried
+            assert sum(record["kind"] == "circuit_open" for record in kept) >= 200 - tried - 4
+            daemon.kill()
+        with Daemon(server.url, LEFT_ALONE) as daemon:
+            until(lambda: receiver.requests > tried, timeout=30)
+            seconds, micros = client.time()
+            assert seconds * 1000 + micros / 1000 >= int(until_ms)  # the next one knew
+            until(lambda: client.hget(KEYS.breakers, name).split(b" ")[2] == b"2")  # a probe failed: longer this time
+            assert receiver.requests <= tried + 2
+            broken = False
+            wait_until_settled(client, timeout=40)
+            until(lambda: not client.exists(KEYS.breakers))
+            assert set(receiver.accepted.values()) == {1}
+            assert len(receiver.accepted) == 200
+            assert daemon.metrics().get("cbq_destination_circuit_state", destination=name) == 0
+            assert daemon.metrics().get("cbq_callbacks_dead_total") == 0
+
+
+def test_ten_behind_thousands_for_one_that_never_answers_are_sent_within_seconds(server: Server) -> None:
+    client: Any = server.client
+    count = 5000
+    with black_hole() as hole, CountingReceiver() as well:
+        push(client, *(item(hole, number) for number in range(count)))
+        push(client, *(item(well.url, number) for number in range(10)))
+        with Daemon(server.url, queue()) as daemon:
+            daemon.wait_until_ready()
+            client.config_resetstat()
+            until(lambda: well.requests == 10, timeout=20)
+            until(lambda: not lengths(client)["pending"])
+            # A fresh one goes at once, whatever waits.
+            began = time.monotonic()
+            push(client, item(well.url, "fresh"))
+            until(lambda: well.requests == 11)
+            assert time.monotonic() - began < 2.0
+            commands = sum(entry["calls"] for entry in client.info("commandstats").values())
+            assert commands < 8 * count
+            # What waits costs nothing: it does not come round.
+            waiting = lengths(client)["retry"]
+            assert waiting > count - 200
+            client.config_resetstat()
+            began = time.monotonic()
+            until(lambda: time.monotonic() - began > 2.0)
+            assert sum(entry["calls"] for entry in client.info("commandstats").values()) < 200
+            assert lengths(client)["retry"] == waiting
+
+
+def test_what_a_slow_one_could_not_take_follows_in_its_order_as_it_goes_out(server: Server) -> None:
+    client: Any = server.client
+    with CountingReceiver(lambda body, nth: (200, 0.25)) as slow:
+        push(client, *(item(slow.url, number) for number in range(150)))
+        delivery = {"concurrency": 8, "per_destination": {"concurrency": 8}}
+        with Daemon(server.url, queue(delivery=delivery, batch={"size": 50})) as daemon:
+            wait_until_settled(client, timeout=30)
+            assert set(slow.accepted.values()) == {1}
+            order = [json.loads(body)["n"] for body in slow.order]
+            assert len(order) == 150
+            assert max(abs(number - place) for place, number in enumerate(order)) < 75
+            assert (daemon.metrics().get("cbq_destination_throttled_total") or 0) > 0
+
+
+def test_a_rate_is_kept_and_others_do_not_wait_for_it(server: Server) -> None:
+    client: Any = server.client
+    with Receiver() as paced, CountingReceiver() as other:
+        for number in range(120):
+            push(client, item(paced.url("/"), number), item(other.url, number))
+        entry = {"name": "paced", "match": f"127.0.0.1:{paced.port}", "rate": "40/s"}
+        with Daemon(server.url, queue(), destinations=[entry]):
+            until(lambda: other.requests == 120)
+            assert len(paced.requests) < 60
+            until(lambda: len(paced.requests) == 120, timeout=20)
+            times = [seen.at for seen in paced.requests]
+            assert 119 / 40 - 0.1 <= times[-1] - times[0] < 2 * 119 / 40
+            for first in range(80):  # in no second more than its rate and a small burst
+                assert sum(times[first] <= at < times[first] + 1.0 for at in times) <= 40 * 1.1 + 2
