@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -113,3 +114,13 @@ def test_names(tmp_path: Path) -> None:
     assert (mixed.tls, mixed.ca_file) == (True, "ours.pem")
     assert of("10.0.0.1", "::1").refused == "10.0.0.1 is a private address"
     assert (of().unresolved, of().refused) == ("Name or service not known", None)
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/delivery.md").read_text()
+    found = re.search(r"^\$ cbq-exporter (check-url .*)\n((?:.*\n)*?)```", page, re.MULTILINE)
+    assert found is not None
+    file = tmp_path / "config.yaml"
+    file.write_text("queues:\n  - {name: callbacks}\n")
+    result = CliRunner().invoke(app, [*found[1].split(), "-c", str(file)], env={"CBQ_REDIS_URL": None})
+    assert (result.exit_code, result.stdout) == (3, found[2])
