@@ -338,6 +338,16 @@ ALERTS: tuple[Alert, ...] = (
         scope=("job", "queue", "destination"),
     ),
     Alert(
+        "CbqCircuitOpen",
+        "warning",
+        f"max by (job, queue, destination) (cbq_destination_circuit_state) {_above(thresholds.CIRCUIT)}",
+        10 * MINUTE,
+        "{{ $labels.destination }} is left alone: it has failed for 10 minutes",
+        "Callbacks of {{ $labels.queue }} for {{ $labels.destination }} wait in retry, without using up attempts. "
+        "A few are sent now and then to see whether it is well again.",
+        scope=("job", "queue", "destination"),
+    ),
+    Alert(
         "CbqDeadLettersGrowing",
         "warning",
         f"sum by (job, queue) (increase(cbq_callbacks_dead_total{_over(thresholds.DEAD_LETTERS)})) "

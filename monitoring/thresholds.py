@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["callbacks", "seconds", "ratio", "attempts/s", "times"]
+Unit = Literal["callbacks", "seconds", "ratio", "attempts/s", "times", "state"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,9 @@ DESTINATION_FAILURE_RATIO = Threshold(
     0.5, "ratio", "One receiver that fails most of the time is down; a smaller share heals by retries.", RATIO_OVER
 )
 RATIO_NEEDS = Threshold(0.05, "attempts/s", "30 attempts in 10 m: of fewer, a ratio says nothing.", RATIO_OVER)
+CIRCUIT = Threshold(
+    0, "state", "1 is probed, 2 is left alone. By itself it is probed within 10 m: for longer, each probe has failed."
+)
 DEAD_LETTERS = Threshold(
     10, "callbacks", "A few a quarter of an hour are single bad URLs; more is a client or a producer.", 900
 )

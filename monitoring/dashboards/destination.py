@@ -5,6 +5,7 @@ from __future__ import annotations
 from monitoring import thresholds
 from monitoring.dashboards.panels import (
     CALLBACKS,
+    NUMBER,
     PER_SECOND,
     SECONDS,
     SHARE,
@@ -15,6 +16,7 @@ from monitoring.dashboards.panels import (
     Query,
     Row,
     Variable,
+    Word,
     number,
 )
 from monitoring.dashboards.queries import (
@@ -103,18 +105,30 @@ _HOW = Row(
             PER_SECOND,
             (Query(f"{rate('cbq_delivery_failures_total', 'kind', _HERE)} > 0", "{{kind}}"),),
             Draw.BARS,
+            wide=6,
         ),
         Panel(
             "Requests under way",
             "At most delivery.per_destination.concurrency for each queue. At the limit for long: the receiver is slow.",
             CALLBACKS,
             (Query(_IN_FLIGHT, "{{queue}}"),),
+            wide=6,
         ),
         Panel(
-            "Held back by a limit",
-            "Times a second that a callback had to wait for the concurrency or the rate of this destination.",
+            "Held back",
+            "Callbacks a second that were put off: its concurrency or rate did not let them go, or it is left alone.",
             PER_SECOND,
             (Query(rate("cbq_destination_throttled_total", "queue", _HERE), "{{queue}}"),),
+            wide=6,
+        ),
+        Panel(
+            "Left alone for failing",
+            "Whether its circuit is open: nothing is sent but a few now and then, to see whether it is well again.",
+            NUMBER,
+            (Query(f"max by (queue) (cbq_destination_circuit_state{{{_HERE}}}) > bool 0", "{{queue}}"),),
+            Draw.STATES,
+            wide=6,
+            words=(Word("no", "green"), Word("left alone", "red")),
         ),
     ),
 )

@@ -249,11 +249,13 @@ _FAILING = Row(
         ),
         Panel(
             "Kept as dead letters, and paused",
-            "Dead letters that wait for a person, and destinations that a person has paused.",
+            "Dead letters that wait for a person, destinations that a person has paused, "
+            "and destinations that are left alone because they fail.",
             CALLBACKS,
             (
                 Query(state("cbq_queue_length", where=f'{TRUTH},state="dead"'), "{{queue}} dead"),
                 Query(state("cbq_paused_destinations"), "{{queue}} paused"),
+                Query(state("cbq_failing_destinations"), "{{queue}} left alone"),
             ),
         ),
     ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +33,13 @@ def host_of(url: str) -> str:
 
 def records(client: Any) -> list[dict[str, Any]]:
     return [json.loads(record) for record in client.hvals(KEYS.records)]
+
+
+def command(daemon: Daemon, *words: str) -> str:
+    """What the program prints, with the daemon's configuration."""
+    run = [sys.executable, "-m", "cbq_exporter", *words, "-c", str(daemon.config_file)]
+    done = subprocess.run(run, check=True, capture_output=True, text=True, timeout=60, cwd=daemon.folder)
+    return done.stdout + done.stderr
 
 
 @contextmanager
@@ -75,6 +84,25 @@ def test_who_fails_is_left_alone_by_this_daemon_and_the_next_until_probes_succee
             assert len(receiver.accepted) == 200
             assert daemon.metrics().get("cbq_destination_circuit_state", destination=name) == 0
             assert daemon.metrics().get("cbq_callbacks_dead_total") == 0
+
+
+def test_resume_ends_the_wait_of_who_was_left_alone(server: Server) -> None:
+    client: Any = server.client
+    broken = True
+    patient = queue(LEFT_ALONE, delivery={"breaker": {"open_for": "1h", "longest_open": "1h"}})
+    with CountingReceiver(lambda body, nth: 503 if broken else 200) as receiver, Daemon(server.url, patient) as daemon:
+        name = host_of(receiver.url)
+        push(client, *(item(receiver.url, number) for number in range(100)))
+        until(lambda: client.hget(KEYS.breakers, name), what=daemon.log)
+        until(lambda: lengths(client)["retry"] == 100)
+        assert '"failing_destinations": 1' in command(daemon, "status", "-o", "json")
+        broken = False
+        said = command(daemon, "resume", "--destination", name, "--yes")
+        assert "left alone because it fails" in said
+        wait_until_settled(client, timeout=30)
+        assert set(receiver.accepted.values()) == {1}
+        assert len(receiver.accepted) == 100
+        assert not client.exists(KEYS.breakers)
 
 
 def test_ten_behind_thousands_for_one_that_never_answers_are_sent_within_seconds(server: Server) -> None:

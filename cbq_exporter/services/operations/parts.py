@@ -13,6 +13,7 @@ from cbq_exporter.model import Actor, LockLook
 from cbq_exporter.phrases import age
 from cbq_exporter.services.operations.requests import Progress
 from cbq_exporter.store.alerts import Alerts
+from cbq_exporter.store.breakers import Breakers
 from cbq_exporter.store.healing import Healing
 from cbq_exporter.store.inspection import Inspection
 from cbq_exporter.store.pauses import Pauses
@@ -33,6 +34,7 @@ class Parts:
     inspection: Inspection
     trash: Trash
     pauses: Pauses
+    breakers: Breakers
     alerts: Alerts
     destinations: Sequence[DestinationConfig] = ()
 

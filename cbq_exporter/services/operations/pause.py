@@ -49,6 +49,12 @@ async def plan_resume(parts: Parts, operation: Resume) -> Plan:
     what = _what(parts, operation)
     state = f"{parts.config.name} holds {by_state(contents.counts)}"
     since = _since(paused, operation.destination, contents.now_ms / 1000)
+    failing = None if operation.destination is None else (await parts.breakers.current()).get(operation.destination)
+    if since is None and failing is not None:
+        how_long = age(contents.now_ms / 1000 - failing.since)
+        effect = f"{what} is left alone because it fails, for {how_long}; send to it again{_GOES_OUT}"
+        before = {"paused": False, "circuit": failing.phase, "destination": operation.destination, **contents.counts}
+        return Plan(operation, (state, effect), {"pauses": 1}, before, question=f"Send to {what} again?")
     if since is None:
         others = _others(paused)
         by_configuration = _by_configuration(parts, operation.destination)
@@ -68,7 +74,11 @@ async def plan_resume(parts: Parts, operation: Resume) -> Plan:
 
 
 async def execute_resume(parts: Parts, operation: Resume, order: Order) -> Executed:
-    if not await parts.pauses.end(operation.destination):
+    ended = await parts.pauses.end(operation.destination)
+    if operation.destination is not None:
+        # Who wants it sent does not want to wait for a probe either.
+        ended |= await parts.breakers.close(operation.destination)
+    if not ended:
         raise PreconditionChanged(f"nothing was changed: somebody else has resumed {_what(parts, operation)} meanwhile")
     return Executed({"pauses": 1})
 

@@ -29,6 +29,7 @@ from cbq_exporter.services.operations.requests import (
     name_of,
 )
 from cbq_exporter.store.alerts import Alerts
+from cbq_exporter.store.breakers import Breakers
 from cbq_exporter.store.inspection import Inspection
 from cbq_exporter.store.opening import Store
 from cbq_exporter.store.pauses import Pauses
@@ -54,6 +55,7 @@ class Operations:
                 Inspection(store.connections, store.queues[queue.name].keys),
                 Trash(store.connections, store.queues[queue.name].keys),
                 Pauses(store.connections, store.queues[queue.name].keys),
+                Breakers(store.connections, store.queues[queue.name].keys),
                 Alerts(store.connections, store.queues[queue.name].keys),
                 config.destinations,
             )
