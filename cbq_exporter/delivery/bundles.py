@@ -135,7 +135,7 @@ def taken_apart(whole: Bundle) -> Sequence[Parcel]:
 def opened(whole: Bundle, exchange: Exchange) -> Opened:
     """What the end of its request means for each member, none of which belongs to it any more."""
     members = taken_apart(whole)
-    whole.end, exchange.tag = exchange, whole
+    exchange.tag, whole.end = whole, msgspec.structs.replace(exchange, tag=None, sample=b"")  # no circle
     results = read_results(exchange.sample, [webhook_id(one.claimed) for one in members]) if exchange.status else None
     if results is not None:
         return Opened(_by_results(members, results, exchange))
@@ -144,7 +144,8 @@ def opened(whole: Bundle, exchange: Exchange) -> Opened:
         return Opened([], [members[:half], members[half:]])
     if exchange.failure is None and _were_cut_off(exchange.sample, whole.request.answer_bytes):
         detail = f"answered {exchange.status} with results longer than {whole.request.answer_bytes:,} bytes"
-        shared = whole.end = Exchange(whole, 0, FailureKind.PROTOCOL, detail=detail, duration=exchange.duration)
+        shared = Exchange(whole, 0, FailureKind.PROTOCOL, detail=detail, duration=exchange.duration)
+        whole.end = msgspec.structs.replace(shared, tag=None)
     else:
         shared = _shared(exchange)
     return Opened([(one, shared) for one in members])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections import Counter
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from cbq_exporter.config import CoalesceConfig, QueueConfig
 from cbq_exporter.delivery import bundles, shaping, url
-from cbq_exporter.delivery.bundles import Bundle, bundle, opened, read_results
+from cbq_exporter.delivery.bundles import Bundle, bundle, of_request, opened, read_results
 from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.exchange import Exchange, Request
 from cbq_exporter.delivery.judgement import kind_of_status
@@ -126,6 +127,25 @@ def test_a_lost_member_takes_the_bundle_with_it_and_nobody_brings_it_back() -> N
     members[1].prolong(99.0)
     assert made.request.not_after == float("-inf")
     assert members[1].request.not_after == 99.0
+
+
+def test_what_has_ended_is_freed_without_the_garbage_collector() -> None:
+    def there() -> int:
+        return sum(type(one) in (Bundle, Parcel) for one in gc.get_objects())
+
+    gc.disable()
+    try:
+        before = there()
+        for answer in (b"ok", [{"status": 200}, {"status": 500}], b"x" * 70_000):
+            made = bundle([parcel(1), parcel(2)], LIST)
+            exchange = answered(200, answer)
+            exchange.tag, made.request.tag = made, None
+            ended = opened(made, exchange).ended
+            assert {of_request(end).status for _, end in ended} == {200}
+            del made, exchange, ended
+        assert there() == before
+    finally:
+        gc.enable()
 
 
 # --- opening -------------------------------------------------------------------------------------
