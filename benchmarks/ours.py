@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ SETTINGS = f"batch.size {BATCH}, {CONCURRENCY} requests open, sending from a pro
 _CHUNK = 1000
 
 
-def command(folder: Path, redis_url: str, *, concurrency: int = CONCURRENCY) -> Sequence[str]:
+def command(
+    folder: Path, redis_url: str, *, concurrency: int = CONCURRENCY, coalesce: Mapping[str, Any] | None = None
+) -> Sequence[str]:
     """Writes the configuration into ``folder``; the command that runs the daemon with it."""
     settings = {
         "redis": {"url": redis_url},
@@ -45,6 +47,7 @@ def command(folder: Path, redis_url: str, *, concurrency: int = CONCURRENCY) -> 
                     "per_destination": {"concurrency": concurrency},
                     "request": {"body": "data"},
                     "egress": {"allow": ["127.0.0.0/8"]},
+                    "coalesce": coalesce,
                 },
             }
         ],

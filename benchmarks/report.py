@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.coalescing import SIZE, Coalescing, Drained
 from benchmarks.contestants import BARE, BULLMQ, CONTESTANTS, OURS, PYTHON_QUEUES
 from benchmarks.daemon import Idle, Latency
 from benchmarks.drain import Result, Rounds
@@ -34,6 +35,7 @@ class Report:
     recovery: list[Step] | None = None
     scrape: Scrapes | None = None
     receivers: Receivers | None = None
+    coalescing: Coalescing | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -48,6 +50,8 @@ def markdown(report: Report) -> str:
         parts.append(_scrape(report.scrape))
     if report.receivers is not None:
         parts.append(_receivers(report.receivers))
+    if report.coalescing is not None:
+        parts.append(_coalescing(report.coalescing))
     lines = {"machine": report.machine, **report.versions}
     parts.append("\n".join(f"- {whose}: {_listing(values)}" for whose, values in lines.items()))
     return "\n\n".join(parts) + "\n"
@@ -160,6 +164,21 @@ def _receivers(found: Receivers) -> str:
     return _table(["receivers", "callbacks", "callbacks/s", "MiB/s", "CPU s per 1,000", "peak RSS, MiB"], rows)
 
 
+def _coalescing(found: Coalescing) -> str:
+    def row(what: str, drained: list[Drained]) -> list[str]:
+        return [
+            what,
+            f"{drained[0].count:,}",
+            f"{statistics.median(one.requests for one in drained):,.0f}",
+            f"{statistics.median(one.rate for one in drained):,.0f}",
+            f"{statistics.median(one.cpu for one in drained):.3f}",
+            f"{max(one.rss for one in drained) / _MIB:.0f}",
+        ]
+
+    rows = [row("each alone", found.alone), row(f"up to {SIZE} in a request", found.together)]
+    return _table(["coalescing", "callbacks", "requests", "callbacks/s", "CPU s per 1,000", "peak RSS, MiB"], rows)
+
+
 def _targets(report: Report) -> str:
     rows = []
 
@@ -206,6 +225,8 @@ def _targets(report: Report) -> str:
         row("bodies of 1 MiB, of bare pycurl", "≥ 60 %", report.receivers.share * 100, lambda it: it >= 60, " %")
         beyond = report.receivers.overhead / _MIB
         row("its resident memory beyond max_in_flight_bytes", "< 120 MiB", beyond, lambda it: it < 120, " MiB")
+    if report.coalescing is not None:
+        row(f"coalesced by {SIZE}, against single sends", "≥ 2.5×", report.coalescing.ratio, lambda it: it >= 2.5, "×")
     return _table(["", "target", "measured", "met"], rows)
 
 

@@ -18,13 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks import daemon, drain, environments, receivers, recovery, report, scrape
+from benchmarks import coalescing, daemon, drain, environments, receivers, recovery, report, scrape
 from benchmarks.contestants import CONTESTANTS, Contestant
 from benchmarks.processes import BenchmarkError
 
 T = TypeVar("T")
 
-PARTS = ("drain", "memory", "latency", "idle", "recovery", "scrape", "receivers")
+PARTS = ("drain", "memory", "latency", "idle", "recovery", "scrape", "receivers", "coalescing")
 _DOCUMENT = environments.HERE.parent / "docs/benchmarks.md"
 _RESULTS = environments.HERE / "results.json"
 
@@ -77,6 +77,7 @@ def _measure(asked: argparse.Namespace) -> report.Report:
         recovery=part("recovery", lambda: recovery.measure((1_000,) if quick else (10_000, 100_000))),
         scrape=part("scrape", lambda: scrape.measure(*((50, 3) if quick else (1000, 20)))),
         receivers=part("receivers", lambda: receivers.measure(rounds, *((5_000, 100) if quick else (200_000, 2_000)))),
+        coalescing=part("coalescing", lambda: coalescing.measure(rounds, 5_000 if quick else 200_000)),
         failures=failures,
     )
 

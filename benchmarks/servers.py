@@ -36,7 +36,7 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    client_body_buffer_size 64k;
+    client_body_buffer_size 1m;
     client_body_in_single_buffer on;
     keepalive_requests 1000000000;
     keepalive_timeout 600s;
