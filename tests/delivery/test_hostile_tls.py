@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
 import struct
@@ -116,8 +117,9 @@ async def endless(connection: Connection) -> None:
     await connection.read(1 << 14)
     await connection.write(record(22, b"\x02\xff\xff\xff" + b"\x03\x03" + b"x" * 1000))
     with contextlib.suppress(OSError):
-        while True:
+        while not connection.closed:
             await connection.write(record(22, b"x" * 16000))
+            await asyncio.sleep(0)
 
 
 HANDSHAKES: dict[str, tuple[RawScript, FailureKind]] = {

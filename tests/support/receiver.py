@@ -80,6 +80,11 @@ class Connection:
         self._writer.write(data)
         await self._writer.drain()
 
+    @property
+    def closed(self) -> bool:
+        """Whether writing is pointless: under TLS that is no error."""
+        return self._writer.is_closing()
+
     def reset(self) -> None:
         """Hang up with a RST: what was written and not taken yet may be lost."""
         linger = struct.pack("ii", 1, 0)
