@@ -28,7 +28,7 @@ from redis.retry import Retry
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.queue import Queue
-from tests.e2e.bare_client import PREFIX, item, kept, lengths, number_of, push, wait_until_settled
+from tests.e2e.bare_client import PREFIX, item, kept, lengths, push, wait_until_settled
 from tests.support.counting_receiver import RESET, CountingReceiver
 from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
 from tests.support.servers import KINDS, Server
@@ -42,13 +42,29 @@ NEVER_GIVEN_UP = {"max_attempts": 1000, "base": "50ms", "cap": "300ms"}
 # Redis 7.0 (not Valkey 9) that is killed inside a write and then once more applies the first part of a script the
 # second time: ends of leases without what followed them. Such callbacks come back like those that others left behind.
 RECOVERY = {"every": "200ms", "max_recoveries": 1000, "stuck_after": "1s"}
+# A circuit that opens and closes all the time, and few places: much is put aside and brought forward.
+SKITTISH = {
+    "breaker": {
+        "failure_ratio": 0.2,
+        "min_attempts": 10,
+        "window": "1s",
+        "probes": 2,
+        "open_for": "200ms",
+        "longest_open": "500ms",
+    },
+    "per_destination": {"concurrency": 8, "rate": "2000/s"},
+}
+# Several in a request, of which one may be refused for good, and few keys whose callbacks wait for each other.
+TOGETHER = {"coalesce": {"size": 10, "linger": "20ms"}, "order_by": "task_id"}
+KEYS = 40
+OWN = {"one": TOGETHER, "two": {"own_process": True}, "three": SKITTISH}
 QUEUES = [
     queue(
         SHORT_LIVED,
         name=prefix,
         prefix=prefix,
         batch={"size": 20},
-        delivery={"own_process": prefix == "two"},
+        delivery=OWN[prefix],
         retry=NEVER_GIVEN_UP,
         recovery=RECOVERY,
     )
@@ -58,11 +74,17 @@ QUEUES = [
 pytestmark = pytest.mark.slow
 
 
+def numbers_of(body: bytes) -> list[int]:
+    """Of the callbacks in a request, one or several."""
+    found = json.loads(body)
+    return [one["n"] for one in (found if isinstance(found, list) else [found])]
+
+
 def moody(seed: int) -> Callable[[bytes, int], int | tuple[int, float]]:
     """Mostly 200; some fail, are reset or too slow. Each hundredth callback is refused for good."""
 
     def answer(body: bytes, nth: int) -> int | tuple[int, float]:
-        if number_of(body) % 100 == 7:
+        if any(number % 100 == 7 for number in numbers_of(body)):
             return 400
         roll = random.Random(f"{seed} {body!r} {nth}")
         mood = roll.random()
@@ -98,7 +120,7 @@ class Producer(threading.Thread):
             for _ in range(self._random.randint(1, 6)):
                 number += 1
                 filling = "x" * (self._random.randint(0, 100_000) if number % 40 == 0 else 20)
-                one = item(self._url, number, prompt=filling)
+                one = item(self._url, number, task_id=f"task-{number % KEYS}", prompt=filling)
                 payloads += [one, one] if number % 20 == 0 else [one]  # twins, byte for byte
             counted = Counter((prefix, payload) for payload in payloads)
             try:
@@ -146,7 +168,8 @@ class Tally:
         accepted, unsure = self.producer.accepted, self.producer.unsure
         deliveries = Counter[int]()
         for body, times in self.receiver.accepted.items():
-            deliveries[number_of(body)] += times
+            for number in numbers_of(body):
+                deliveries[number] += times
         wanted = Counter[int]()
         possible = Counter[int]()
         for (_, payload), times in (accepted + unsure).items():
