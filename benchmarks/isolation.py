@@ -41,16 +41,18 @@ class Behind:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What the healthy of ten destinations get, with two that never answer, of what they get when all are well.
+    """What eight of ten destinations get while the two others never answer, and ``_alone`` when all are well.
 
-    ``rate`` and ``p99`` are ratios, the median of the rounds; above 1 is better without, for ``p99``.
+    ``rate`` is callbacks a second, ``p99`` milliseconds from RPUSH to the answer: medians of the rounds.
+    ``rate_kept`` and ``p99_grown`` are the medians of the rounds' own ratios, because machines change their pace.
     """
 
-    rounds: int
     rate: float
-    p99: float
     rate_alone: float
+    rate_kept: float
+    p99: float
     p99_alone: float
+    p99_grown: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,12 @@ class Isolation:
     many: Many
 
 
-def measure(*, backlog: int, drained: int, paced: float, destinations: int, rounds: int) -> Isolation:
-    """``drained`` callbacks for each of ten destinations; ``paced`` is seconds of arrivals at an even pace."""
-    behind = _behind(backlog, 10)
+def measure(rounds: int, *, quick: bool) -> Isolation:
+    behind = _behind(5_000 if quick else 100_000, 10)
     print(f"isolation: {behind}", file=sys.stderr)
-    share = _share(drained, paced, rounds)
+    share = _share(rounds, *((1_000, 3.0) if quick else (10_000, 20.0)))
     print(f"isolation: {share}", file=sys.stderr)
-    many = _many(destinations, 10)
+    many = _many(500 if quick else 10_000, 10)
     print(f"isolation: {many}", file=sys.stderr)
     return Isolation(behind, share, many)
 
@@ -104,20 +105,15 @@ def _behind(backlog: int, healthy: int) -> Behind:
     return Behind(backlog, healthy, waited, put_aside, asked / backlog, idle / _WATCHED)
 
 
-def _share(each: int, seconds: float, rounds: int) -> Share:
-    rates, p99s, alone_rates, alone_p99s = [], [], [], []
+def _share(rounds: int, each: int, seconds: float) -> Share:
+    """``each`` destination gets so many callbacks at once, and then some at an even pace for ``seconds``."""
+    found: list[tuple[float, ...]] = []
     for _ in range(rounds):
-        alone, with_holes = _rate_of_eight(each, holes=0), _rate_of_eight(each, holes=2)
-        rates.append(with_holes / alone)
-        alone_rates.append(alone)
-        alone_p99, p99 = _p99_of_eight(seconds, holes=0), _p99_of_eight(seconds, holes=2)
-        p99s.append(p99 / alone_p99)
-        alone_p99s.append(alone_p99)
-        print(
-            f"isolation: {with_holes:,.0f} of {alone:,.0f}/s, p99 {p99:.1f} after {alone_p99:.1f} ms", file=sys.stderr
-        )
-    medians = [statistics.median(found) for found in (rates, p99s, alone_rates, alone_p99s)]
-    return Share(rounds, *medians)
+        rate_alone, rate = _rate_of_eight(each, holes=0), _rate_of_eight(each, holes=2)
+        p99_alone, p99 = _p99_of_eight(seconds, holes=0), _p99_of_eight(seconds, holes=2)
+        print(f"isolation: {rate:,.0f} of {rate_alone:,.0f}/s, p99 {p99:.1f} of {p99_alone:.1f} ms", file=sys.stderr)
+        found.append((rate, rate_alone, rate / rate_alone, p99, p99_alone, p99 / p99_alone))
+    return Share(*map(statistics.median, zip(*found, strict=True)))
 
 
 def _rate_of_eight(each: int, *, holes: int) -> float:

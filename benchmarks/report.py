@@ -11,6 +11,7 @@ from benchmarks.coalescing import SIZE, Coalescing, Drained
 from benchmarks.contestants import BARE, BULLMQ, CONTESTANTS, OURS, PYTHON_QUEUES
 from benchmarks.daemon import Idle, Latency
 from benchmarks.drain import Result, Rounds
+from benchmarks.isolation import Isolation
 from benchmarks.processes import BenchmarkError
 from benchmarks.receivers import Receivers, Sent
 from benchmarks.recovery import ALL, Step
@@ -36,6 +37,7 @@ class Report:
     scrape: Scrapes | None = None
     receivers: Receivers | None = None
     coalescing: Coalescing | None = None
+    isolation: Isolation | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -52,6 +54,8 @@ def markdown(report: Report) -> str:
         parts.append(_receivers(report.receivers))
     if report.coalescing is not None:
         parts.append(_coalescing(report.coalescing))
+    if report.isolation is not None:
+        parts.append(_isolation(report.isolation))
     lines = {"machine": report.machine, **report.versions}
     parts.append("\n".join(f"- {whose}: {_listing(values)}" for whose, values in lines.items()))
     return "\n\n".join(parts) + "\n"
@@ -179,6 +183,22 @@ def _coalescing(found: Coalescing) -> str:
     return _table(["coalescing", "callbacks", "requests", "callbacks/s", "CPU s per 1,000", "peak RSS, MiB"], rows)
 
 
+def _isolation(found: Isolation) -> str:
+    behind, share, many = found.behind, found.share, found.many
+    backlog = f"{behind.backlog:,} for one that never answers, then {behind.healthy} for another"
+    rows = [
+        [f"{backlog}: the {behind.healthy} are delivered after", f"{behind.waited:.2f} s", ""],
+        ["the backlog is put aside after", f"{behind.put_aside:.2f} s", ""],
+        ["Redis commands for each of the backlog", f"{behind.commands:.2f}", ""],
+        ["Redis commands a second while it waits", f"{behind.commands_afterwards:.1f}", ""],
+        ["8 of 10 destinations, callbacks/s", f"{share.rate:,.0f}", f"{share.rate_alone:,.0f} (all 10 well)"],
+        ["their p99, ms", f"{share.p99:.1f}", f"{share.p99_alone:.1f} (all 10 well)"],
+        [f"{many.destinations:,} destinations, callbacks/s", f"{many.rate:,.0f}", f"{many.one_rate:,.0f} (one)"],
+        ["peak RSS, MiB", f"{many.rss / _MIB:.0f}", f"{many.one_rss / _MIB:.0f} (one)"],
+    ]
+    return _table(["isolation", "measured", "beside it"], rows)
+
+
 def _targets(report: Report) -> str:
     rows = []
 
@@ -225,6 +245,13 @@ def _targets(report: Report) -> str:
         row("bodies of 1 MiB, of bare pycurl", "≥ 60 %", report.receivers.share * 100, lambda it: it >= 60, " %")
         beyond = report.receivers.overhead / _MIB
         row("its resident memory beyond max_in_flight_bytes", "< 120 MiB", beyond, lambda it: it < 120, " MiB")
+    if report.isolation is not None:
+        share, many = report.isolation.share, report.isolation.many
+        what = "2 of 10 destinations never answer: the others'"
+        row(f"{what} rate, of when all are well", "≥ 90 %", share.rate_kept * 100, lambda it: it >= 90, " %")
+        row(f"{what} p99, of when all are well", "≤ 111 %", share.p99_grown * 100, lambda it: it <= 111, " %")
+        what = f"{many.destinations:,} destinations, of the rate of one"
+        row(what, "≥ 50 %", many.rate / many.one_rate * 100, lambda it: it >= 50, " %")
     if report.coalescing is not None:
         row(f"coalesced by {SIZE}, against single sends", "≥ 2.5×", report.coalescing.ratio, lambda it: it >= 2.5, "×")
     return _table(["", "target", "measured", "met"], rows)

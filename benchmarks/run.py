@@ -18,13 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks import coalescing, daemon, drain, environments, receivers, recovery, report, scrape
+from benchmarks import coalescing, daemon, drain, environments, isolation, receivers, recovery, report, scrape
 from benchmarks.contestants import CONTESTANTS, Contestant
 from benchmarks.processes import BenchmarkError
 
 T = TypeVar("T")
 
-PARTS = ("drain", "memory", "latency", "idle", "recovery", "scrape", "receivers", "coalescing")
+PARTS = ("drain", "memory", "latency", "idle", "recovery", "scrape", "receivers", "coalescing", "isolation")
 _DOCUMENT = environments.HERE.parent / "docs/benchmarks.md"
 _RESULTS = environments.HERE / "results.json"
 
@@ -78,6 +78,7 @@ def _measure(asked: argparse.Namespace) -> report.Report:
         scrape=part("scrape", lambda: scrape.measure(*((50, 3) if quick else (1000, 20)))),
         receivers=part("receivers", lambda: receivers.measure(rounds, *((5_000, 100) if quick else (200_000, 2_000)))),
         coalescing=part("coalescing", lambda: coalescing.measure(rounds, 5_000 if quick else 200_000)),
+        isolation=part("isolation", lambda: isolation.measure(rounds, quick=quick)),
         failures=failures,
     )
 
