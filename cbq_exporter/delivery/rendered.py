@@ -52,6 +52,8 @@ class Rendering:
                 values.add("body", body)
                 made[name.lower()] = _line(name, template.render(values.of(template.names), _LONGEST_HEADER))
         made.update(own)
+        if not made:
+            return list(fixed)
         return [*(one for one in fixed if one.partition(":")[0].lower() not in made), *made.values()]
 
     def masked(self, detail: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -143,6 +144,10 @@ ESCAPES = [
     "{{ namespace.__init__.__globals__.os }}",
     "{{ lipsum.__globals__['os'].popen('id').read() }}",
     "{{ lipsum | attr('__globals__') }}",
+    "{{ lipsum() }}",
+    "{{ dict(a=1) | tojson }}",
+    "{{ namespace(a=1).a }}",
+    "{{ cycler('a').next() }}",
     "{{ dict.mro() }}",
     "{{ range.__class__ }}",
     "{{ range.__globals__ }}",
@@ -237,6 +242,7 @@ LARGE: dict[str, Any] = {
         "{% for x in item.many %}{% if item.big in item.big %}{% endif %}{% endfor %}",
         "{% for x in item.many %}{% if item.many == item.many %}{% endif %}{% endfor %}",
         "{% for x in item.many %}{% if item.n in item.many %}{% endif %}{% endfor %}",
+        "{% for x in item.many %}{% if item.keys == {} %}{% endif %}{% endfor %}",
         "{% for x in item.many %}{{ item.big[::-1] | length }}{% endfor %}",
         "{% for x in item.many %}{{ (item.big ~ item.big) | length }}{% endfor %}",
         "{% for x in item.many %}{{ (item.big + item.big) | length }}{% endfor %}",
@@ -271,6 +277,20 @@ def test_no_item_makes_a_rendering_long(text: str) -> None:
     with pytest.raises((RenderError, TemplateError)):
         render(text, LARGE)
     assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    "text", ["{{ item.texts | join(item.big) }}", "{{ item.big | replace('a', item.texts | join) }}"]
+)
+def test_what_would_be_too_large_is_not_made(text: str) -> None:
+    item = {"texts": ["a"] * 100, "big": "a" * (4 << 20)}
+    tracemalloc.start()
+    try:
+        with pytest.raises(RenderError):
+            render(text, item)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_comes_out_is_bounded_while_it_comes() -> None:
