@@ -132,14 +132,11 @@ class _Making:
     def signer(self, signing: SigningConfig | None, place: str) -> Signer | None:
         return None if signing is None else signer_of(signing, self.files, f"{place}.signing")
 
-    def shaper(
-        self, request: RequestConfig, signer: Signer | None, coalesce: CoalesceConfig | None, place: str
-    ) -> Shaper:
-        """One that does not sign where requests are put together: those are signed as a whole."""
+    def shaper(self, request: RequestConfig, signer: Signer | None, place: str) -> Shaper:
         return Shaper(
             request,
             max_bytes=self.delivery.max_request_bytes,
-            signer=signer if coalesce is None else None,
+            signer=signer,
             files=self.files,
             place=f"{place}.request",
             clock=self.clock,
@@ -159,7 +156,7 @@ def _usual(queue: QueueConfig, making: _Making) -> Receiver:
         bandwidth=delivery.per_destination.bandwidth,
         timeout=delivery.timeout,
         connect_timeout=delivery.connect_timeout,
-        shaper=making.shaper(delivery.request, signer, delivery.coalesce, place),
+        shaper=making.shaper(delivery.request, signer, place),
         gzip_from=delivery.request.gzip_from,
         retry=RetryRule(
             again.max_attempts, again.max_age, again.base, again.cap, again.retry_after_cap, again.statuses
@@ -176,7 +173,7 @@ def _own(entry: DestinationConfig, usual: Receiver, making: _Making) -> Receiver
     place = f"destinations[{entry.name}]"
     signer = _either(making.signer(entry.signing, place), usual.signer)
     coalesce = _either(entry.coalesce, usual.coalesce)
-    differs = entry.request is not None or entry.signing is not None or entry.coalesce is not None
+    differs = entry.request is not None or entry.signing is not None
     return Receiver(
         name=entry.name,
         paused=entry.paused,
@@ -185,7 +182,7 @@ def _own(entry: DestinationConfig, usual: Receiver, making: _Making) -> Receiver
         bandwidth=_either(entry.bandwidth, usual.bandwidth),
         timeout=_either(entry.timeout, usual.timeout),
         connect_timeout=_either(entry.connect_timeout, usual.connect_timeout),
-        shaper=making.shaper(request, signer, coalesce, place) if differs else usual.shaper,
+        shaper=making.shaper(request, signer, place) if differs else usual.shaper,
         gzip_from=request.gzip_from,
         retry=RetryRule(
             _either(again.max_attempts, usual.retry.max_attempts),

@@ -22,7 +22,7 @@ from cbq_exporter.config import (
 from cbq_exporter.config.files import Files
 from cbq_exporter.delivery.receivers import Receiver, Receivers
 from cbq_exporter.delivery.shaping import Item, Shaped, read
-from cbq_exporter.delivery.signing import Signer, keys_of
+from cbq_exporter.delivery.signing import keys_of
 from cbq_exporter.errors import ConfigError
 from cbq_exporter.model import Claimed
 
@@ -98,21 +98,18 @@ def test_what_is_signed_is_what_was_made_last(tmp_path: Path) -> None:
     for shaped in (first, second):
         Webhook(OTHER).verify(shaped.body, headers_of(shaped))
         assert json.loads(shaped.body)["try"] == 1
-    assert Webhook(NEW).verify(b"1", headers_of_signer(receiver(SigningConfig(secrets_env="S"), files).signer)) == 1
 
 
-def headers_of_signer(signer: Signer | None) -> dict[str, str]:
-    assert signer is not None
-    lines = ["webhook-id: msg_1", *signer.headers("msg_1", int(time.time()), b"1")]
-    return dict(line.split(": ", 1) for line in lines)
-
-
-def test_what_is_put_together_is_left_to_be_signed_as_a_whole() -> None:
+def test_what_goes_together_is_signed_as_a_whole_and_alone_on_its_own() -> None:
     files = Files({"S": NEW})
     entry = DestinationConfig(name="a", match="a.example", coalesce=CoalesceConfig())
     one = receiver(SigningConfig(secrets_env="S"), files, entry)
-    assert "webhook-signature" not in headers_of(sent(one))
-    Webhook(NEW).verify(b"1", headers_of_signer(one.signer))
+    alone = sent(one)
+    Webhook(NEW).verify(alone.body, headers_of(alone))
+    together = b"[" + alone.body + b"," + alone.body + b"]"
+    lines = one.shaper.headers_for("msg_both", together)
+    assert len(lines) == one.shaper.added == 3
+    Webhook(NEW).verify(together, dict(line.split(": ", 1) for line in lines))
 
 
 @pytest.mark.parametrize(
