@@ -35,6 +35,7 @@ LAST_SEND_TTL = 60  # seconds, as existing tools expect
 
 # Nobody else is served while a script runs: each ends within 5 ms, unless a single payload takes longer.
 _MOST_ITEMS = 500  # callbacks
+_MOST_IN_ORDER = 250  # the same, where the script looks for the turn of each
 _MOST_BYTES = 4 * 1024 * 1024  # of payloads
 _MOST_HASHED_BYTES = 2 * 1024 * 1024  # the same, where the script computes their SHA-1
 _MOST_STEPS = 100_000  # elements of processing to walk over
@@ -148,7 +149,7 @@ class Queue:
             [
                 self.lock_value,
                 _ms(lock_ttl),
-                min(count, _MOST_ITEMS),
+                min(count, _MOST_ITEMS if order_by is None else _MOST_IN_ORDER),
                 min(max_bytes, _MOST_HASHED_BYTES),
                 _ms(lease),
                 count if from_pending is None else from_pending,

@@ -140,6 +140,28 @@ def test_a_callback_without_a_key_waits_for_nobody(q: DrivenQueue) -> None:
     assert order(q) == 0
 
 
+def test_a_key_is_found_wherever_it_stands_and_only_at_the_top(q: DrivenQueue) -> None:
+    same = [
+        b'{"task_id": "a", "data": 1}',
+        b'{"task_id":"a"}',
+        b' {\n "url" : "x{", "task_id"\t:\n"a" }',
+        b'{"data": {"task_id": "b"}, "task_id": "a"}',
+        b'{"data": [{"task_id": "b"}], "task_id": "a"}',
+        b'{"task_id": "\\u0061"}',
+        b'{"x\\"task_id": "b", "task_id": "a"}',
+        b'{"x": "task_id", "task_id": "a"}',
+    ]
+    none = [b'{"data": {"task_id": "a"}}', b'["task_id", "a"]', b'{"x": "\\"task_id\\": \\"a\\""}', b'{"x": "task_id"}']
+    numbers = [b'{"task_id": 12}', b'{"task_id":12.0}', b'{"data": {}, "task_id": 1.2e1}']
+    push(q, *same)
+    keys = {one.turn.partition(":")[0] for one in claim(q).items}
+    assert len(keys) == 1
+    push(q, *none, *numbers)
+    turns = [one.turn for one in claim(q).items]
+    assert turns[: len(none)] == [""] * len(none)
+    assert len({turn.partition(":")[0] for turn in turns[len(none) :]} - keys) == 1
+
+
 def test_keys_are_told_apart_by_type_and_read_with_halves_of_pairs(q: DrivenQueue) -> None:
     push(q, item(1, 1), item("1", 2), item(1, 3), b'{"task_id": "a", "prompt": "\\ud83d", "data": 4}', item("a", 5))
     turns = [one.turn for one in claim(q).items]

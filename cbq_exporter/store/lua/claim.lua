@@ -59,18 +59,18 @@ local function rest_of_lease(fp, attempts, recoveries, first)
   return string.format('%013d-%d-%d|%s|%d|%d|%013d', now, token, n + aside, fp, attempts, recoveries, first)
 end
 
-local function enter(turn, lease)
-  redis.call('ZREMRANGEBYLEX', order, '[' .. turn .. '|', '(' .. turn .. '}')
+local function enter(turn, lease, is_new)
+  if not is_new then redis.call('ZREMRANGEBYLEX', order, '[' .. turn .. '|', '(' .. turn .. '}') end
   redis.call('ZADD', order, 0, turn .. '|' .. lease)
 end
 
 local taken_of = {} -- by key, how many
-local function take(payload, fp, attempts, recoveries, first, turn)
+local function take(payload, fp, attempts, recoveries, first, turn, is_new)
   n = n + 1
   bytes = bytes + #payload
   local lease = rest_of_lease(fp, attempts, recoveries, first)
   if turn then
-    enter(turn, lease)
+    enter(turn, lease, is_new)
     local key = string.sub(turn, 1, KEY_LENGTH)
     taken_of[key] = (taken_of[key] or 0) + 1
     lease = lease .. '|' .. turn
@@ -79,12 +79,29 @@ local function take(payload, fp, attempts, recoveries, first, turn)
   out[4 + 2 * n], out[5 + 2 * n] = lease, payload
 end
 
-local function new_turn(payload)
+-- The text or the number at the head of the item, where producers put it; nil: it takes reading all of it.
+local order_name = order and cjson.encode(order_by)
+local function key_at_head(payload)
+  local from, to = string.find(payload, order_name, 1, true)
+  if not from or from < 2 or string.sub(payload, from - 1, from - 1) == '\\' then return nil end
+  if string.find(string.sub(payload, 2, from - 1), '[{%[]') then return nil end -- it may be one within another
+  local at = string.match(payload, '^%s*:%s*()', to + 1)
+  if not at then return nil end
+  local text = string.match(payload, '^"([^"\\]*)"', at)
+  return text or tonumber(string.match(payload, '^(%-?%d+)[%s,}]', at))
+end
+
+local function key_of(payload)
   local readable, item = pcall(cjson.decode, payload)
   if not readable then -- halves of surrogate pairs, which an item may have
     readable, item = pcall(cjson.decode, (string.gsub(payload, '\\u[dD][89a-fA-F]%x%x', '?')))
   end
-  local key = readable and type(item) == 'table' and item[order_by]
+  return readable and type(item) == 'table' and item[order_by]
+end
+
+local function new_turn(payload)
+  local key = key_at_head(payload)
+  if key == nil then key = key_of(payload) end
   if type(key) == 'number' then
     key = string.format('n%.17g', key)
   elseif type(key) == 'string' then
@@ -115,12 +132,12 @@ local function in_front_of(turn)
   end
 end
 
-local function set_aside(payload, fp, attempts, recoveries, first, turn, due)
+local function set_aside(payload, fp, attempts, recoveries, first, turn, is_new, due)
   aside = aside + 1
   bytes = bytes + #payload
   local lease = rest_of_lease(fp, attempts, recoveries, first)
   local id = string.match(lease, '^[^|]+')
-  enter(turn, lease)
+  enter(turn, lease, is_new)
   redis.call('HSET', records, id, string.format(
     '{"attempts":%d,"recoveries":%d,"first_ms":%d,"turn":"%s","size":%d,"kind":"waiting"}',
     attempts, recoveries, first, turn, #payload))
@@ -176,20 +193,22 @@ local function take_pending()
     for _, payload in ipairs(page) do
       if not fits(#payload) then return end
       local fp = redis.sha1hex(payload)
-      local attempts, recoveries, first, turn
+      local attempts, recoveries, first, turn, is_new
       local memory = remembered and redis.call('HGET', returned, fp)
       if memory then
         attempts, recoveries, first = string.match(memory, '^(%d+)|(%d+)|(%d+)')
         turn = order and string.match(memory, '^%d+|%d+|%d+|(' .. TURN .. ')|')
         redis.call('HDEL', returned, fp)
       end
-      if order then turn = turn or new_turn(payload) end
+      if order and not turn then
+        turn, is_new = new_turn(payload), true
+      end
       local waits = turn and in_front_of(turn)
       if waits then
         is_aside[#taken + aside + 1] = true
-        set_aside(payload, fp, attempts or 0, recoveries or 0, first or now, turn, waits)
+        set_aside(payload, fp, attempts or 0, recoveries or 0, first or now, turn, is_new, waits)
       else
-        take(payload, fp, attempts or 0, recoveries or 0, first or now, turn)
+        take(payload, fp, attempts or 0, recoveries or 0, first or now, turn, is_new)
         taken[#taken + 1] = payload
       end
     end
