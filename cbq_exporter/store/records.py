@@ -43,8 +43,9 @@ def is_lease(text: str) -> bool:
 
 def claimed(lease: bytes, payload: bytes) -> Claimed:
     text = lease.decode("ascii")
-    _, fingerprint, attempts, recoveries, first_ms, *turn = text.split("|")
-    return Claimed(text, fingerprint, payload, int(attempts), int(recoveries), int(first_ms), turn[0] if turn else "")
+    parts = text.split("|")
+    turn = parts[5] if len(parts) > 5 else ""
+    return Claimed(text, parts[1], payload, int(parts[2]), int(parts[3]), int(parts[4]), turn)
 
 
 def fingerprint_of(lease: str) -> str:
