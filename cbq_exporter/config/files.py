@@ -71,8 +71,11 @@ class Files:
         return content
 
 
-def not_usable(source: str, place: str, why: str, allowed: str = "must be a file that can be read") -> ConfigError:
-    return ConfigError((Problem(source, place, why, allowed),))
+def not_usable(source: str, place: str, why: str, allowed: str = "") -> ConfigError:
+    """``allowed`` says what must be there; without it, that it must be readable."""
+    is_variable = source.startswith(_ENVIRONMENT)
+    readable = "must be a variable of the environment" if is_variable else "must be a file that can be read"
+    return ConfigError((Problem(source, place, why, allowed or readable),))
 
 
 def _digest(content: bytes) -> bytes:
