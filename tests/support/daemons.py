@@ -32,7 +32,10 @@ T = TypeVar("T")
 _QUICK: dict[str, Any] = {
     "name": "callbacks",
     "batch": {"max_delay": "0s"},
-    "delivery": {"egress": {"allow": ["127.0.0.0/8"]}},
+    "delivery": {
+        "egress": {"allow": ["127.0.0.0/8"]},
+        "breaker": {"open_for": "100ms", "longest_open": "400ms"},
+    },
     "retry": {"base": "50ms", "cap": "200ms"},
 }
 
