@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -302,6 +304,12 @@ def test_large_values_pass_where_they_are_gone_through_a_few_times() -> None:
     text = "{{ item.big }}{{ item.big | sha256 }}{{ item.many | length }}{% for x in item.many %}{{ x }}{% endfor %}"
     assert len(render(text, LARGE)) > 4 << 20
     assert len(render("{{ item.many | tojson }}" * 5, LARGE)) > 500_000
+
+
+def test_the_documentation_names_all_filters() -> None:
+    page = (Path(__file__).parents[2] / "docs/shaping.md").read_text()
+    listed = page.partition("- Filters: ")[2].partition(".\n")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == set(FILTERS)
 
 
 EXPRESSIONS = st.recursive(
