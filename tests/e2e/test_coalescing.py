@@ -6,7 +6,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
+from standardwebhooks import Webhook
 
 from tests.e2e.bare_client import by_payload, dead_letters, item, push, wait_until_settled
 from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
@@ -59,6 +63,18 @@ def test_callbacks_for_one_url_go_together(server: Server) -> None:
         assert daemon.metrics().get("cbq_delivery_attempts_total") == 50
 
 
+def test_the_signature_is_of_the_whole(server: Server, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")
+    secret.chmod(0o600)
+    config = coalescing({"delivery": {"signing": {"secrets_file": str(secret)}}})
+    with Receiver() as receiver, Daemon(server.url, config):
+        push(server.client, *(item(receiver.url(), n) for n in range(10)))
+        wait_until_settled(server.client)
+        (seen,) = receiver.requests
+    assert Webhook(secret.read_text().strip()).verify(seen.body.decode(), seen.headers) == [{"n": n} for n in range(10)]
+
+
 def test_one_that_waited_alone_goes_as_it_would_without(server: Server) -> None:
     with Receiver() as receiver, Daemon(server.url, coalescing(field="callbacks")):
         push(server.client, item(receiver.url(), 1))
@@ -71,7 +87,8 @@ def test_one_that_waited_alone_goes_as_it_would_without(server: Server) -> None:
         assert len(found["ids"]) == 2
 
 
-def test_each_result_is_its_own_attempt_and_its_own_end(server: Server) -> None:
+@pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
+def test_each_result_is_its_own_attempt_and_its_own_end(server: Server, own_process: bool) -> None:
     tried: Counter[int] = Counter()
 
     def judge(number: int) -> int:
@@ -80,7 +97,8 @@ def test_each_result_is_its_own_attempt_and_its_own_end(server: Server) -> None:
             return 404
         return 503 if number == 7 and tried[7] < 3 else 200
 
-    with Receiver() as receiver, Daemon(server.url, coalescing()) as daemon:
+    config = coalescing({"delivery": {"own_process": own_process}})
+    with Receiver() as receiver, Daemon(server.url, config) as daemon:
         receiver.default = by_number(judge)
         payloads = [item(receiver.url(), n) for n in range(10)]
         push(server.client, *payloads)
