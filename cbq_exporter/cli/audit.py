@@ -115,7 +115,13 @@ def _row(entry: AuditEntry) -> list[str]:
 def _phrase(fields: Mapping[str, Any]) -> str:
     """What is worth a place in a table; -o json has all of it."""
     told = {name: value for name, value in fields.items() if value and not name.endswith("_at")}
-    return ", ".join(name if value is True else f"{name} {value}" for name, value in told.items())
+    return ", ".join(name if value is True else f"{name} {_plain(value)}" for name, value in told.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={one}" for name, one in value.items())
+    return str(value)
 
 
 def _print_line(entry: AuditEntry) -> None:

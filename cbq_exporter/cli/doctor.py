@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cbq_exporter.cli import options, output
-from cbq_exporter.cli.running import queue_config, run
+from cbq_exporter.cli.running import configured, queue_config, run
 from cbq_exporter.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ def doctor(config_path: Path | None, queue_name: str | None, as_json: bool) -> i
 
     Exit code 0 where there is no problem (warnings are none), 1 where there is, 4 where Redis cannot be reached.
     """
-    from cbq_exporter.config import load
-
-    config = load(config_path).config
+    config = configured(config_path)
     chosen = queue_config(config, queue_name)
     seen, findings = run(_examine(config, chosen))
     if as_json:

@@ -99,7 +99,23 @@ class App(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-@click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_HELP_IN_NEED = """\
+\b
+Callbacks have stopped? Begin with what only looks:
+  cbq-exporter status       what waits, and who holds the send lock
+  cbq-exporter doctor       what is wrong, and which command mends it
+
+\b
+The queue is where config.yaml says. Without one, name its Redis:
+  CBQ_REDIS_URL=redis://HOST:6379/0 cbq-exporter status
+"""
+
+
+@click.group(
+    cls=App,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_HELP_IN_NEED,
+)
 @click.option(
     "--version",
     is_flag=True,

@@ -12,7 +12,7 @@ import click
 
 from cbq_exporter.cli import options, output
 from cbq_exporter.cli.options import F
-from cbq_exporter.cli.running import queue_config
+from cbq_exporter.cli.running import configured, queue_config
 from cbq_exporter.errors import RefusedError, StoreError
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ def changing(command: F) -> F:
 
 @asynccontextmanager
 async def open_desk(config_path: Path | None, queue_name: str | None) -> AsyncIterator[Desk]:
-    from cbq_exporter.config import load
-
-    config = load(config_path).config
+    config = configured(config_path)
     async with desk_of(config, queue_config(config, queue_name)) as desk:
         yield desk
 

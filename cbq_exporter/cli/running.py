@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from cbq_exporter.cli import output
 from cbq_exporter.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,13 +55,30 @@ def queue_config(config: Config, name: str | None) -> QueueConfig:
     raise UsageError(f"no queue {name!r} is configured: there is {known}")
 
 
+def configured(config_path: Path | None) -> Config:
+    """The configuration that a command works with; raises ConfigError.
+
+    Nobody who looks for a queue in a Redis is to take a new, empty store for it: where no configuration was found and
+    nothing is stored here yet, that is said.
+    """
+    from cbq_exporter.config import load
+
+    loaded = load(config_path)
+    config = loaded.config
+    if loaded.source is None and config.redis.url is None and not config.data_dir.exists():
+        output.say(
+            f"no configuration was found: this is a new, empty store in {config.data_dir}; "
+            "for a queue in a Redis name it with CBQ_REDIS_URL=redis://HOST:6379/0, or -c FILE"
+        )
+    return config
+
+
 @asynccontextmanager
 async def open_queue(config_path: Path | None, name: str | None) -> AsyncIterator[tuple[QueueConfig, Queue]]:
     """The queue that a command is about, on the configured store."""
-    from cbq_exporter.config import load
     from cbq_exporter.store.opening import open_store
 
-    config = load(config_path).config
+    config = configured(config_path)
     chosen = queue_config(config, name)
     async with open_store(config) as store:
         yield chosen, store.queues[chosen.name]

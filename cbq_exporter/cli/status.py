@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cbq_exporter.cli import options, output
-from cbq_exporter.cli.running import queue_config, run
+from cbq_exporter.cli.running import configured, queue_config, run
 from cbq_exporter.errors import StoreUnavailable
 from cbq_exporter.model import LockView, Mode, QueueView, ReleaseReason, Snapshot, State
 
@@ -46,9 +46,7 @@ _COUNTS = (State.PENDING, State.PROCESSING, State.RETRY, State.DEAD)
 @options.debug
 def status(config_path: Path | None, queue_name: str | None, as_json: bool, watch: bool, interval: float) -> int:
     """Show the state of every queue: what waits, what is being sent, what failed, and who holds the lock."""
-    from cbq_exporter.config import load
-
-    config = load(config_path).config
+    config = configured(config_path)
     only = None if queue_name is None else queue_config(config, queue_name).name
     if not watch:
         return run(_once(config, only, as_json))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Coroutine
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -15,14 +16,17 @@ class Loops:
     def __init__(self) -> None:
         self._tasks: list[asyncio.Task[None]] = []
 
-    def add(self, name: str, work: Awaitable[None]) -> None:
+    def add(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         async def run() -> None:
             try:
                 await work
             except Exception:
                 log.exception("a loop of the daemon has ended", extra={"loop": name})
 
-        self._tasks.append(asyncio.create_task(run(), name=name))
+        task = asyncio.create_task(run(), name=name)
+        # What is stopped before its first step was never awaited, and Python would say so on standard error.
+        task.add_done_callback(lambda _: work.close())
+        self._tasks.append(task)
 
     def ended(self) -> list[str]:
         """The names of those that do not run any more."""

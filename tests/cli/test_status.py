@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cbq_exporter.cli.main import app
 from cbq_exporter.cli.status import lock_text, troubles
 from cbq_exporter.model import LockView, Mode, QueueView, State
 from tests.cli.conftest import TWO_QUEUES, Cli, item
@@ -173,3 +175,13 @@ def test_a_queue_that_works_has_no_trouble() -> None:
     )
     assert troubles(busy, 1000.0) == []
     assert troubles(busy, 1100.0) == ["callbacks wait for more than a minute"]
+
+
+def test_a_new_store_is_not_taken_for_a_queue_in_redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = (
+        CliRunner().invoke(app, ["status"], env={"CBQ_REDIS_URL": None, "CBQ_CONFIG": None}) for _ in range(2)
+    )
+    assert first.stderr.startswith("no configuration was found: this is a new, empty store in cbq-data; ")
+    assert "CBQ_REDIS_URL=" in first.stderr
+    assert (first.exit_code, second.exit_code, second.stderr) == (0, 0, "")

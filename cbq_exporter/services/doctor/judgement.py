@@ -327,7 +327,11 @@ def _processing(seen: Examination, queue: str, stuck_after: float) -> Iterator[F
             f"bring them back with: {recover}",
         )
     else:
-        yield note("processing", f"{found}: other workers are sending them, or left them behind")
+        yield note(
+            "processing",
+            f"{found}: other workers are sending them, or left them behind",
+            f"if no worker is alive any more, bring them back with: {recover}",
+        )
 
 
 def _dead(seen: Examination, queue: str) -> Iterator[Finding]:
