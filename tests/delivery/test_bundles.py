@@ -143,6 +143,7 @@ def test_what_has_ended_is_freed_without_the_garbage_collector() -> None:
             ended = opened(made, exchange).ended
             assert {of_request(end).status for _, end in ended} == {200}
             del made, exchange, ended
+        bundles.taken_apart(bundle([parcel(1), parcel(2)], LIST))
         assert there() == before
     finally:
         gc.enable()

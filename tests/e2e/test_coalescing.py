@@ -151,6 +151,15 @@ def test_timeouts_and_5xx_count_for_each_and_the_last_attempt_is_alone(server: S
         assert sorted(last) == [[20], [21], [22]]
 
 
+def test_a_request_that_fails_is_one_failure_to_the_circuit(server: Server) -> None:
+    config = coalescing({"delivery": {"breaker": {"enabled": True, "min_attempts": 5, "open_for": "1h"}}}, size=50)
+    answers = iter([Answer(503)] * 2)
+    with Receiver() as receiver, Daemon(server.url, config) as daemon:
+        receiver.default = lambda seen: next(answers, Answer())
+        push(server.client, *(item(receiver.url(), n) for n in range(50)))
+        wait_until_settled(server.client, what=daemon.log)  # else they would wait for an hour
+
+
 def test_limits_of_a_destination_count_requests(server: Server) -> None:
     config = coalescing({"delivery": {"per_destination": {"concurrency": 2}}, "batch": {"size": 50}})
     with Receiver() as receiver, Daemon(server.url, config) as daemon:
