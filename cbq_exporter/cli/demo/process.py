@@ -34,7 +34,9 @@ queues:
       connect_timeout: 1s
       lease: 4s
       egress: {{allow: [127.0.0.0/8]}}  # the receivers are on this machine
-    retry: {{max_attempts: 100, base: 1s, cap: 4s}}
+      breaker: {{open_for: 1s, longest_open: 2s}}  # what is left alone must be found well before the demo ends
+    # A receiver that is gone would be paused, and its callbacks would wait for a person: here they are dead letters.
+    retry: {{max_attempts: 100, base: 1s, cap: 4s, statuses: {{"410": dead}}}}
     recovery: {{every: 1s, stuck_after: 10s}}
     lock: {{ttl: 4s}}
 """
