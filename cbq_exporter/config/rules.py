@@ -22,7 +22,7 @@ WORKERS_RETRY_WINDOW = 2 * MINUTE  # existing workers try a callback again for a
 _OWN_KEYS = (
     *("leases", "retry", "dead", "records", "payloads", "returned", "fence", "order", "sightings", "lock_seen"),
     *("daemons", "audit", "trash", "trash_notes", "paused", "breakers", "answers"),
-    *("alerts", "alert_times", "alerts_open", "alerts_turn", "alerts_paused"),
+    *("alerts", "alert_times", "alerts_open", "alerts_turn", "alerts_paused", "schema"),
 )
 
 _FOR_DESTINATIONS = (AlertAction.PAUSE, AlertAction.RESUME, AlertAction.RETRY_DEAD)

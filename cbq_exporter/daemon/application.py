@@ -22,7 +22,7 @@ from cbq_exporter.daemon.loops import Loops
 from cbq_exporter.daemon.reloading import Reloader
 from cbq_exporter.daemon.schedule import Schedule
 from cbq_exporter.daemon.watchdog import SILENCE, watch
-from cbq_exporter.errors import CbqError
+from cbq_exporter.errors import CbqError, StoreError
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import Actor, Snapshot
 from cbq_exporter.revision import revision
@@ -32,6 +32,7 @@ from cbq_exporter.services.operations import Operations
 from cbq_exporter.store.answers import Answers
 from cbq_exporter.store.embedded import EmbeddedServer
 from cbq_exporter.store.opening import Store, make_store
+from cbq_exporter.store.schema import Schema
 from cbq_exporter.web.api import Api
 from cbq_exporter.web.app import create_app
 from cbq_exporter.web.reload import ReloadRoute
@@ -119,6 +120,7 @@ class Application:
         self._store = make_store(
             self.config, url, lock_value=_lock_value(self._clock), on_error=self.instruments.redis_error
         )
+        await _refuse_newer(self._store)
         web = self.config.web
         operations = self._operations(self.config, self._store)
         self._api = Api(self.config, operations, _answers(self._store))
@@ -256,6 +258,17 @@ class Application:
 
 def _answers(store: Store) -> dict[str, Answers]:
     return {name: Answers(store.connections, queue.keys) for name, queue in store.queues.items()}
+
+
+async def _refuse_newer(store: Store) -> None:
+    """Raises StoreMisuse where a newer version has written to a queue. A Redis that is away is asked again later."""
+    for queue in store.queues.values():
+        try:
+            await Schema(store.connections, queue.keys).check()
+        except StoreError as error:
+            if error.kind == "schema":
+                raise
+            return
 
 
 def _lock_value(clock: Clock) -> str:

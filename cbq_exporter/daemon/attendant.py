@@ -35,6 +35,7 @@ from cbq_exporter.services.upkeep import Upkeep
 from cbq_exporter.store.breakers import Breakers
 from cbq_exporter.store.opening import Store, lock_rule_of
 from cbq_exporter.store.pauses import Pauses
+from cbq_exporter.store.schema import Schema
 from cbq_exporter.store.trash import Trash
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Attendant:
         self._audit = audit
         self._schedule = schedule
         self._loops = Loops()
+        self._schema = Schema(store.connections, store.queues[config.name].keys)
         self.tasks: list[str] = []  # what is scheduled, by name, the telling ones first
         self._closing: asyncio.Task[None] | None = None
         self._dispatcher: Dispatcher | None = None
@@ -175,11 +177,11 @@ class Attendant:
         self._every("upkeep", _UPKEEP_EVERY, upkeep.run_once)
 
     def _again(self, job: str, action: Callable[[], Awaitable[float | None]]) -> None:
-        self._schedule.again(self._named(job), action, longest_sleep=_LONGEST_FLUSH_SLEEP)
+        self._schedule.again(self._named(job), self._schema.before(action), longest_sleep=_LONGEST_FLUSH_SLEEP)
         self.tasks.append(self._named(job))
 
     def _every(self, job: str, seconds: float, action: Callable[[], Awaitable[object]]) -> None:
-        self._schedule.every(self._named(job), seconds, action)
+        self._schedule.every(self._named(job), seconds, self._schema.before(action))
         self.tasks.append(self._named(job))
 
     def _wake(self, delay: float = 0.0) -> None:

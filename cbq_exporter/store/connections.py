@@ -83,7 +83,9 @@ def translate(error: BaseException, where: str) -> StoreError:
     if isinstance(error, driver.AuthenticationError | driver.AuthorizationError) or _has("NOAUTH", text):
         return StoreUnavailable(f"Redis at {where} refuses the login: {text}: check redis.url", kind="auth")
     if isinstance(error, driver.TimeoutError | TimeoutError):
-        return StoreUnavailable(f"Redis at {where} does not answer in time: {text or 'timeout'}", kind="timeout")
+        # A server that speaks no TLS waits for the end of what it takes for a command.
+        doubt = "; does it speak TLS?" if where.startswith("rediss:") and "connecting" in text else ""
+        return StoreUnavailable(f"Redis at {where} does not answer in time: {text or 'timeout'}{doubt}", kind="timeout")
     unreachable = type(error) is driver.ConnectionError and "max number of clients" not in text
     if unreachable or isinstance(error, OSError):
         # Not the server's words: they may hold a path or a host name.

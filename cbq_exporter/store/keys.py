@@ -40,6 +40,7 @@ class QueueKeys:
     alerts_open: str  # sorted set: id of an alert that is still to be acted on, by the same time
     alerts_turn: str  # string: token of who is acting on one; expires
     alerts_paused: str  # string: JSON; may expire
+    schema: str  # string: the number of the layout of the daemon's own keys
 
     @classmethod
     def of(
@@ -83,6 +84,7 @@ class QueueKeys:
             alerts_open=f"{prefix}:alerts_open",
             alerts_turn=f"{prefix}:alerts_turn",
             alerts_paused=f"{prefix}:alerts_paused",
+            schema=f"{prefix}:schema",
         )
 
     def answer_of(self, answer_id: str) -> str:

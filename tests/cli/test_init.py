@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from cbq_exporter.cli import init as command
 from cbq_exporter.cli.main import app
 from cbq_exporter.config import load
+from tests.support.daemons import until
 from tests.support.servers import Server
 
 SECRET = "redis://:pa55word@127.0.0.1:6379/1"
@@ -159,6 +160,11 @@ class Terminal:
             assert time.monotonic() < deadline, self.shown
             self._read()
 
+    def wait_until_it_reads(self) -> None:
+        """It stands still, now that it has shown all that it was waited for."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S")
+
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
@@ -205,6 +211,7 @@ def test_on_a_terminal_it_asks(server: Server, tmp_path: Path) -> None:
 def test_whoever_leaves_at_a_prompt_changes_nothing(how: str, tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, "init")
     terminal.wait_for("Where is Redis?")
+    terminal.wait_until_it_reads()
     terminal.type(how)
     assert terminal.end() == 3
     assert terminal.shown.splitlines()[-1] == "cbq-exporter: aborted: nothing was changed"
@@ -217,6 +224,7 @@ def test_ctrl_c_at_the_question_of_an_operation_is_a_no(words: list[str], server
     server.client.rpush("q:processing", b'{"url": "http://example.com/"}')
     terminal = Terminal(tmp_path, *words)
     terminal.wait_for("to reset it" if words == ["reset"] else "[y/N]")
+    terminal.wait_until_it_reads()
     terminal.type("\x03")
     assert terminal.end() == 3, terminal.shown
     assert terminal.shown.splitlines()[-1] == "cbq-exporter: aborted: nothing was changed"

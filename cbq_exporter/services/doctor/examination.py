@@ -48,6 +48,7 @@ TYPES: Mapping[str, str] = {
     "alerts_open": "zset",
     "alerts_turn": "string",
     "alerts_paused": "string",
+    "schema": "string",
 }
 
 _SAMPLE = 50  # callbacks of pending that are parsed, at each end

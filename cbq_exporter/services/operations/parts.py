@@ -18,6 +18,7 @@ from cbq_exporter.store.healing import Healing
 from cbq_exporter.store.inspection import Inspection
 from cbq_exporter.store.pauses import Pauses
 from cbq_exporter.store.queue import Queue
+from cbq_exporter.store.schema import Schema
 from cbq_exporter.store.trash import Trash
 
 _LEAST_GROWTH = 100  # callbacks
@@ -36,6 +37,7 @@ class Parts:
     pauses: Pauses
     breakers: Breakers
     alerts: Alerts
+    schema: Schema
     destinations: Sequence[DestinationConfig] = ()
 
 

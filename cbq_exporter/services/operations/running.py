@@ -33,6 +33,7 @@ from cbq_exporter.store.breakers import Breakers
 from cbq_exporter.store.inspection import Inspection
 from cbq_exporter.store.opening import Store
 from cbq_exporter.store.pauses import Pauses
+from cbq_exporter.store.schema import Schema
 from cbq_exporter.store.trash import Trash
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Operations:
                 Pauses(store.connections, store.queues[queue.name].keys),
                 Breakers(store.connections, store.queues[queue.name].keys),
                 Alerts(store.connections, store.queues[queue.name].keys),
+                Schema(store.connections, store.queues[queue.name].keys),
                 config.destinations,
             )
             for queue in config.queues
@@ -65,6 +67,7 @@ class Operations:
     async def plan(self, operation: Operation, progress: Progress = _nobody) -> Plan:
         """What it would do now. ``progress`` is told how much has been looked at. Raises StoreError."""
         parts = self._parts[operation.queue]
+        await parts.schema.check()
         match operation:
             case Unlock():
                 return await unlock.plan(parts, operation)

@@ -1,0 +1,58 @@
+"""The layout of a queue's own keys, as a number in the store: an older version leaves alone what a newer one wrote.
+
+The number goes up when an older version would misread what the newer one writes; a key more is no reason. The first
+daemon that may write to a queue notes it. A version that finds a smaller number brings the queue up to date before it
+notes its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from cbq_exporter.errors import StoreMisuse
+from cbq_exporter.store.connections import Connections
+from cbq_exporter.store.keys import QueueKeys
+
+SCHEMA = 1
+
+T = TypeVar("T")
+
+
+class Schema:
+    """That of one queue. Raises StoreUnavailable, and StoreMisuse where a newer version has written to the queue."""
+
+    def __init__(self, connections: Connections, keys: QueueKeys) -> None:
+        self._connections = connections
+        self._key = keys.schema
+        self._noted = False
+
+    async def check(self) -> None:
+        """Only looks."""
+        self._judge(await self._connections.read("GET", self._key))
+
+    async def note(self) -> None:
+        """Before the first change. What is found is not looked at again."""
+        if not self._noted:
+            self._judge(await self._connections.run_named("schema", [self._key], [SCHEMA]))
+            self._noted = True
+
+    def before(self, action: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+        """``action``, which changes something, preceded by ``note``."""
+
+        async def run() -> T:
+            await self.note()
+            return await action()
+
+        return run
+
+    def _judge(self, found: bytes | None) -> None:
+        number = b"0" if found is None else bytes(found)
+        if number.isdigit() and int(number[:18]) <= SCHEMA:
+            return
+        shown = number[:20].decode("ascii", "backslashreplace")
+        raise StoreMisuse(
+            f"a newer cbq-exporter has written to this queue: {self._key} is {shown}, and this version knows up to "
+            f"{SCHEMA}; run the newer version",
+            kind="schema",
+        )
