@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import os
 import sys
 from typing import Any, NoReturn
@@ -65,13 +66,7 @@ class App(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        for word in args:
-            try:
-                word.encode()
-            except UnicodeEncodeError:
-                # Neither Redis nor JSON can be asked for it, and what was kept of it would be another word.
-                raise click.UsageError(f"{word!r} is not UTF-8", ctx) from None
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, [_utf8(word, ctx) for word in args])
 
     def invoke(self, ctx: click.Context) -> Any:
         # Caught here, because click would say these two in its own way.
@@ -130,12 +125,29 @@ def app() -> None:
 
 
 def main() -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What the locale cannot show is escaped: half a table, and an error, would be worse.
+            stream.reconfigure(errors="backslashreplace")
     gc.set_threshold(_RARE_COLLECTIONS)
     try:
         app.main(prog_name="cbq-exporter")
     finally:
         # The process ends: searching all that is left for garbage first would take longer than most commands.
         gc.freeze()
+
+
+def _utf8(word: str, context: click.Context) -> str:
+    """An argument, also where the locale is not UTF-8 and Python could not read its bytes."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(word).decode()
+        except UnicodeError:
+            # Neither Redis nor JSON can be asked for it, and what was kept of it would be another word.
+            raise click.UsageError(f"{word!r} is not UTF-8", context) from None
+    return word
 
 
 def _show_version(context: click.Context) -> NoReturn:

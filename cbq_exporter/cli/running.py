@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # not on Windows
+
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """The one place where a command starts an event loop.
@@ -28,7 +30,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """
     import asyncio
 
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, _interrupt) for number in _ENDING}
     try:
         return asyncio.run(work)
     finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from cbq_exporter.cli import options
+from cbq_exporter.errors import CbqError
 
 
 @click.command
@@ -21,6 +22,8 @@ def serve(run: options.Run, config_path: Path | None) -> int:
     SIGTERM and Ctrl-C stop it gracefully: sends in flight may finish, what was not sent stays queued. A second
     signal ends it at once, and even that loses nothing. SIGHUP reads the configuration again.
     """
+    if not hasattr(signal, "SIGHUP"):
+        raise CbqError("the daemon needs Linux or macOS; on Windows the other commands work, with redis.url set")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the daemon can do what it asks for
 
     from cbq_exporter import config, daemon

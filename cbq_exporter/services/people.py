@@ -31,5 +31,7 @@ def _user_name() -> str:
         import pwd
 
         return pwd.getpwuid(os.geteuid()).pw_name
-    except (ImportError, KeyError):
+    except KeyError:
         return str(os.geteuid())
+    except ImportError:  # on Windows
+        return os.environ.get("USERNAME") or "somebody"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cbq_exporter.config import redis_url
 from cbq_exporter.config.models import Config, QueueConfig
+from cbq_exporter.errors import EmbeddedStoreError
 from cbq_exporter.model import LockRule
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
@@ -150,7 +151,10 @@ async def _server_for(config: Config) -> AsyncIterator[str]:
     if config.redis.url is not None:
         yield config.redis.url.get_secret_value()
         return
-    from cbq_exporter.store.embedded import COMMAND, EmbeddedServer, holder
+    try:
+        from cbq_exporter.store.embedded import COMMAND, EmbeddedServer, holder
+    except ImportError as error:  # on Windows there is no fcntl
+        raise EmbeddedStoreError(f"there is no embedded server for this platform: set redis.url ({error})") from error
 
     give_up_at = time.monotonic() + _PATIENCE
     while (held := holder(config.data_dir)) is not None and time.monotonic() < give_up_at:
