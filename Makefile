@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements/run.lock requirements/dev.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format docs bench demo loop lock clean
+.PHONY: help run test lint format docs bench demo loop lock sbom clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -46,6 +46,14 @@ lock: $(VENV)/.dev ## Renew the locks within the ranges of pyproject.toml
 		--python-version 3.11 --extra embedded pyproject.toml requirements/build.in -o requirements/run.lock
 	$(BIN)/uv pip compile -q --upgrade --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 		--python-version 3.11 --extra embedded --group dev pyproject.toml requirements/build.in -o requirements/dev.lock
+
+sbom: $(VENV)/bin/python ## Write dist/sbom.cdx.json: what an installation holds, from the lock (CycloneDX)
+	@$(BIN)/python -m venv $(VENV)/sbom
+	@$(VENV)/sbom/bin/pip install -q --disable-pip-version-check cyclonedx-bom==7.5.0
+	@mkdir -p dist
+	@$(VENV)/sbom/bin/cyclonedx-py requirements --output-reproducible --pyproject pyproject.toml \
+		--of JSON --sv 1.6 -o dist/sbom.cdx.json requirements/run.lock
+	@echo dist/sbom.cdx.json
 
 clean: ## Remove the environment and caches (not the data of the embedded store)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
