@@ -65,6 +65,15 @@ class App(click.Group):
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not ctx.resilient_parsing and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            meant = _commands_like(args[0], ctx)
+            question = f"; did you mean {' or '.join(meant)}?" if meant else ""
+            raise click.UsageError(f"No such command {args[0]!r}{question}", ctx)
+        return super().resolve_command(ctx, args)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [_utf8(word, ctx) for word in args])
 
@@ -148,6 +157,18 @@ def _utf8(word: str, context: click.Context) -> str:
             # Neither Redis nor JSON can be asked for it, and what was kept of it would be another word.
             raise click.UsageError(f"{word!r} is not UTF-8", context) from None
     return word
+
+
+def _commands_like(word: str, context: click.Context) -> list[str]:
+    """Commands that may have been meant; ``retry`` is found as ``dead retry``."""
+    import difflib
+
+    meant = difflib.get_close_matches(word[:100], _COMMANDS, n=2, cutoff=0.7)
+    for name in ("dead", "alerts"):
+        group = app.get_command(context, name)
+        if isinstance(group, click.Group) and word in group.list_commands(context):
+            meant.append(f"{name} {word}")
+    return meant
 
 
 def _show_version(context: click.Context) -> NoReturn:
