@@ -65,6 +65,7 @@ class Backlogs:
         self._clock = clock
         self._all: dict[str, _Backlog] = {}
         self._searched: int | None = None  # how far; None: to the end
+        self._search_to: int | None = None  # what was put off since stands behind this; None: not known yet
 
     def __contains__(self, destination: str) -> bool:
         return destination in self._all
@@ -78,17 +79,20 @@ class Backlogs:
 
     def begin(self) -> None:
         """Somebody else may have sent before, and put off what we do not know of."""
-        self._searched = 0
+        self._searched, self._search_to = 0, None
 
     async def search(self) -> None:
         """Look at one more page for what was put off before we began; raises StoreError."""
         if self._searched is None:
             return
+        if self._search_to is None:
+            self._search_to = await self._queue.retries()
         names, looked = await self._queue.waiting_for(tuple(Why), self._searched, _PAGE)
         for name in names:
             self.expect(name)
         # What is made due meanwhile moves the others by less than half a page.
-        self._searched = self._searched + looked // 2 if looked == _PAGE else None
+        there_is_more = looked == _PAGE and self._searched < self._search_to
+        self._searched = self._searched + looked // 2 if there_is_more else None
 
     def put_off(self, waiting: Sequence[tuple[Claimed, str, Receiver]], why: Why) -> list[Settlement]:
         """Each with its URL. No attempt is used; but who has waited past its age for an open circuit is given up."""

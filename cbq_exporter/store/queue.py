@@ -235,6 +235,9 @@ class Queue:
         made, looked = await self._connections.run_named("hasten", [self.keys.retry, self.keys.records], arguments)
         return made, looked
 
+    async def retries(self) -> int:
+        return int(await self._connections.read("ZCARD", self.keys.retry))
+
     async def waiting_for(self, kinds: Collection[str], first: int, count: int) -> tuple[set[str], int]:
         """The destinations for which callbacks wait in retry by failures of these ``kinds``; of ``count``, from the
         ``first``-th on, in the order of their due times. And how many there were: less than ``count`` at the end.

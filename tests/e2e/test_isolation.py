@@ -147,6 +147,22 @@ def test_what_a_slow_one_could_not_take_follows_in_its_order_as_it_goes_out(serv
             assert (daemon.metrics().get("cbq_destination_throttled_total") or 0) > 0
 
 
+def test_who_sends_next_finds_what_was_put_off_and_does_not_wait_for_its_time(server: Server) -> None:
+    client: Any = server.client
+    delivery = {"concurrency": 2, "breaker": {"enabled": False}}
+    settings = queue(SHORT_LIVED, delivery=delivery, batch={"size": 20})
+    slow = True
+    with CountingReceiver(lambda body, nth: (200, 10.0) if slow else 200) as receiver:
+        push(client, *(item(receiver.url, number) for number in range(100)))
+        with Daemon(server.url, settings) as daemon:
+            until(lambda: lengths(client)["retry"] > 50, what=daemon.log)
+            daemon.kill()
+        slow = False
+        with Daemon(server.url, settings) as daemon:
+            wait_until_settled(client, timeout=30, what=daemon.log)
+            assert len(receiver.accepted) == 100
+
+
 def test_a_rate_is_kept_and_others_do_not_wait_for_it(server: Server) -> None:
     client: Any = server.client
     with Receiver() as paced, CountingReceiver() as other:
