@@ -38,6 +38,7 @@ T = TypeVar("T")
 class Receiver:
     """What holds for a callback. ``name`` is the entry's, or the host where there is none.
 
+    ``concurrency`` is not above that of the queue: more would wait where nobody sees that they wait.
     Times are seconds, ``rate`` is requests a second, ``bandwidth`` bits a second, ``gzip_from`` bytes.
     """
 
@@ -151,7 +152,7 @@ def _usual(queue: QueueConfig, making: _Making) -> Receiver:
     return Receiver(
         name="",
         paused=False,
-        concurrency=delivery.per_destination.concurrency,
+        concurrency=min(delivery.per_destination.concurrency, delivery.concurrency),
         rate=delivery.per_destination.rate,
         bandwidth=delivery.per_destination.bandwidth,
         timeout=delivery.timeout,
@@ -177,7 +178,7 @@ def _own(entry: DestinationConfig, usual: Receiver, making: _Making) -> Receiver
     return Receiver(
         name=entry.name,
         paused=entry.paused,
-        concurrency=_either(entry.concurrency, usual.concurrency),
+        concurrency=min(_either(entry.concurrency, usual.concurrency), making.delivery.concurrency),
         rate=_either(entry.rate, usual.rate),
         bandwidth=_either(entry.bandwidth, usual.bandwidth),
         timeout=_either(entry.timeout, usual.timeout),
