@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,9 @@ class Manager:
 
     def next(self, word: str) -> dict[str, str]:
         """The next message that begins with ``word``; pings in between are passed over."""
+        deadline = time.monotonic() + 30
         while True:
+            assert time.monotonic() < deadline, f"{word} did not come"
             lines = self._socket.recv(4096).decode().splitlines()
             self.told.append(lines[0])
             if lines[0] == word:
