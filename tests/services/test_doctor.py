@@ -110,6 +110,7 @@ def _info(**values: str) -> Examination:
         ),
         (replace(HEALTHY, paused=("",)), "warning", "paused", "the queue is paused"),
         (replace(HEALTHY, paused=("a.example",)), "warning", "paused", "a.example"),
+        (replace(HEALTHY, left_alone=("a.example",)), "warning", "receivers", "a.example left alone"),
         (
             replace(HEALTHY, lengths={**HEALTHY.lengths, "trash": 1}, oldest_trash_until=NOW - 86_400),
             "warning",
@@ -215,6 +216,7 @@ def test_looking_changes_nothing_and_finds_what_is_there(each_server: Server) ->
         client.zadd(KEYS.daemons, {"d1": 5000, "d2": 9000})
         client.zadd(KEYS.trash, {"t1": 7000})
         client.hset(KEYS.paused, mapping={"": "{}", "a.example": "{}"})
+        client.hset(KEYS.breakers, "b.example", "open 1764000030000 1 1764000000000")
         client.set(KEYS.fence, "5")
         client.rpush(KEYS.dead, "what is this")
         before = driven.contents()
@@ -230,6 +232,7 @@ def test_looking_changes_nothing_and_finds_what_is_there(each_server: Server) ->
     assert (seen.overdue, seen.expired_leases, seen.long_seen) == (1, 1, 1)
     assert (seen.last_beat_at, seen.oldest_trash_until) == (9.0, 7.0)
     assert set(seen.paused) == {"", "a.example"}
+    assert seen.left_alone == ("b.example",)
     assert "dead" not in seen.lengths
 
 

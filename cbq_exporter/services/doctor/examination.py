@@ -58,6 +58,7 @@ _COMPARED_BYTES = 8 * 1024 * 1024  # about
 _SIZED = 50  # parts of a list that are measured, to know how much of it to read
 _MOST_LEASES = 10_000
 _MOST_PAUSES = 100
+_MOST_CIRCUITS = 100
 _OVERDUE_AFTER_MS = 1000
 
 Command = tuple[str | int, ...]
@@ -126,6 +127,7 @@ class Examination:
     oldest_trash_until: float | None = None
     last_beat_at: float | None = None
     paused: tuple[str, ...] = ()
+    left_alone: tuple[str, ...] = ()
 
 
 async def examine(
@@ -167,7 +169,7 @@ class _Look:
         now_ms = int(at * 1000)
         lengths = ("pending", "processing", "leases", "retry", "dead", "records", "payloads", "trash")
         counts = await self._ask(*((_LENGTH[TYPES[name]], getattr(k, name)) for name in lengths))
-        lock, ttl_ms, overdue, expired, long_seen, trash, beat, paused = await self._ask(
+        lock, ttl_ms, overdue, expired, long_seen, trash, beat, paused, circuits = await self._ask(
             ("GET", k.lock),
             ("PTTL", k.lock),
             ("ZCOUNT", k.retry, "-inf", f"({now_ms - _OVERDUE_AFTER_MS}"),
@@ -176,6 +178,7 @@ class _Look:
             ("ZRANGE", k.trash, 0, 0, "WITHSCORES"),
             ("ZREVRANGE", k.daemons, 0, 0, "WITHSCORES"),
             ("HSCAN", k.paused, 0, "COUNT", _MOST_PAUSES),
+            ("HSCAN", k.breakers, 0, "COUNT", _MOST_CIRCUITS),
         )
         missing = None
         if nothing.mode is not Mode.OBSERVE:
@@ -201,6 +204,7 @@ class _Look:
             oldest_trash_until=float(trash[1]) / 1000 if trash else None,
             last_beat_at=float(beat[1]) / 1000 if beat else None,
             paused=tuple(_text(name) for name in paused[1][::2]) if paused else (),
+            left_alone=tuple(_text(name) for name in circuits[1][::2]) if circuits else (),
             refused=tuple(self._refused),
         )
 

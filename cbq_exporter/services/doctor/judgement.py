@@ -38,6 +38,7 @@ def judge(
         found += _processing(seen, queue, stuck_after)
         found += _dead(seen, queue)
         found += _paused(seen, queue)
+        found += _left_alone(seen)
         found += _trash(seen)
     found += [problem("configuration", str(one), "mend the file: the daemon refuses it") for one in config_problems]
     found += [warning("configuration", text, "change it, or leave it where it is meant") for text in config_warnings]
@@ -351,6 +352,15 @@ def _paused(seen: Examination, queue: str) -> Iterator[Finding]:
             "paused",
             f"nothing is sent to {_some(places)}",
             f"let it go on with: cbq-exporter resume -q {queue} --destination NAME",
+        )
+
+
+def _left_alone(seen: Examination) -> Iterator[Finding]:
+    if seen.left_alone:
+        yield warning(
+            "receivers",
+            f"{_some(list(seen.left_alone))} left alone: nearly all attempts fail, and callbacks wait in retry",
+            "mend the receiver; it is probed again and again, and gets them by itself then",
         )
 
 
