@@ -25,7 +25,13 @@ import pytest
 from tests.support.daemons import until
 from tests.support.skips import skip_or_fail
 
-pytestmark = pytest.mark.slow
+# Minutes, a builder's rights and Debian's mirrors: asked for by name, not in every run.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("CBQ_TESTS_BUILD_IMAGE") != "1", reason="CBQ_TESTS_BUILD_IMAGE=1 builds the image"
+    ),
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "docker.io/library/debian:bookworm-slim"
