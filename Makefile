@@ -22,7 +22,7 @@ loop: $(VENV)/.dev ## A fault, its alert, what heals it: with real Prometheus an
 	@exec $(BIN)/python -m loop $(ARGS)
 
 test: lint ## Lint, types, import contract and all tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/python -m tests.run $(ARGS)
 
 lint: $(VENV)/.dev ## Lint, format check, types, import contract
 	$(BIN)/ruff check .
