@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         return _start(arguments).wait()
     others = [f"--ignore={folder}" for folder in WAITING]
     with tempfile.TemporaryFile() as output:
-        beside = _start(["-n", AT_A_TIME, "-p", "no:cacheprovider", *WAITING, *arguments], output)
+        beside = _start(["-n", AT_A_TIME, "-o", "cache_dir=.pytest_cache/waiting", *WAITING, *arguments], output)
         try:
             first = _start([*others, *arguments]).wait()
             second = beside.wait()

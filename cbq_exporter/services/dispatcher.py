@@ -409,6 +409,7 @@ class Dispatcher:
     def stop_claiming(self) -> None:
         """From now on nothing new is taken or started."""
         self._stopping = True
+        self._cut_off += self._sender.give_back_unstarted()
         self._room_made.set()
 
     async def close(self, grace: float, settle_timeout: float = 5.0, *, free_lock: bool = True) -> None:
@@ -417,12 +418,11 @@ class Dispatcher:
         Without ``free_lock`` it stays, with its TTL, for whoever goes on with the same value.
         """
         self.stop_claiming()
-        unsent = self._sender.give_back_unstarted()
         await self._sender.close(grace)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settle_timeout):
                 await self._at_rest.wait()
-        unsent += self._cut_off
+        unsent = self._cut_off
         if self._turns is not None:
             unsent += self._turns.take_all()
         unsent.sort(key=lambda parcel: parcel.number)

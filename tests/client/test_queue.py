@@ -274,6 +274,7 @@ def test_the_answer_to_an_interrupted_push_is_not_taken_for_the_next_one(server:
                 await callbacks.apush([payload])
 
     asyncio.run(cancelled())
+    until(lambda: proxy.struck == 1)
     server.client.rename("kept", PENDING)
     proxy.plan(late)
     interrupted(callbacks, payload)

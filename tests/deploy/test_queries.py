@@ -42,6 +42,7 @@ _ADDED = {"alertname", "alertstate", "severity", "job", "__name__"}
 # Queries of runbooks that find nothing in this world, and why.
 _RIGHTLY_EMPTY = {
     'sum by (kind) (rate(cbq_delivery_failures_total{destination="api.example.com"}[10m]))': "a name for an example",
+    'cbq_destination_circuit_state{destination="api.example.com"}': "a name for an example",
     "cbq_queue_info offset 1h unless on (job, queue) cbq_queue_info": "nothing is an hour old",
 }
 

@@ -54,6 +54,7 @@ class Console:
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("CBQ_")}
         self._environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self._environment["PYTHONUNBUFFERED"] = "1"
+        self._environment["COLUMNS"] = "160"  # as wide as the pages show it, wherever the tests run
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def follow(self, page: Page) -> None:

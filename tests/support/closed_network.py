@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -121,7 +122,7 @@ def _hostile(four: Receiver, six: Receiver, *, own_process: bool) -> dict[str, A
     connected = four.connections + six.connections
     with Sender(EgressPolicy(), own_process=own_process) as sender:
         for url, sent in readable.items():
-            before = _traffic()
+            before = _traffic_at_rest()
             ends[url] = f"{sender.post(sent).failure}"
             if not _is_name(sent):  # a name may have been asked for
                 packets += _traffic() - before
@@ -166,6 +167,15 @@ def _told(exchange: Exchange) -> dict[str, Any]:
         "never_left": exchange.never_left,
         "detail": exchange.detail,
     }
+
+
+def _traffic_at_rest() -> int:
+    """Once nothing moves any more of what went before, such as the ends of connections."""
+    while True:
+        seen = _traffic()
+        time.sleep(0.005)
+        if _traffic() == seen:
+            return seen
 
 
 def _traffic() -> int:
