@@ -39,6 +39,7 @@ _MOST_IN_ORDER = 250  # the same, where the script looks for the turn of each
 _MOST_BYTES = 4 * 1024 * 1024  # of payloads
 _MOST_HASHED_BYTES = 2 * 1024 * 1024  # the same, where the script computes their SHA-1
 _MOST_STEPS = 100_000  # elements of processing to walk over
+_MOST_SETTLE_STEPS = 2 * _MOST_STEPS  # at worst: those settled are the oldest of ours, and found at once
 
 _PAGE_BYTES = 1024 * 1024
 _PAGE_ITEMS = 2000
@@ -181,7 +182,7 @@ class Queue:
         if not settlements:
             return []
         k = self.keys
-        args: list[str | bytes | int] = [STATS_TTL, _MOST_STEPS]
+        args: list[str | bytes | int] = [STATS_TTL, _MOST_SETTLE_STEPS]
         size = 0
         has_turns = False
         for number, settlement in enumerate(settlements):
