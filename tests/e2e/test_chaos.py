@@ -163,7 +163,7 @@ class Tally:
             except redis.ConnectionError:
                 return False  # a server that a killed daemon left behind is just being ended by the next one
 
-        until(settled, 60, lambda: log()[-3000:])
+        until(settled, 180, lambda: log()[-3000:])  # keys in order, and a circuit that opens: it takes its time
 
     def check(self, client: redis.Redis) -> str:
         accepted, unsure = self.producer.accepted, self.producer.unsure
