@@ -64,10 +64,16 @@ local function pass_on(lease)
   redis.call('ZREM', order, turn .. '|' .. rest)
   local next_ones = redis.call('ZRANGEBYLEX', order, '[' .. key .. ':', '(' .. key .. ';', 'LIMIT', 0, MOST_WOKEN)
   for _, next_one in ipairs(next_ones) do
-    local id = string.match(next_one, '^[^|]+|([^|]+)')
+    local its_turn, id, its_rest = string.match(next_one, '^([^|]+)|([^|]+)|(.+)$')
     local due = id and redis.call('ZSCORE', retry, id)
-    if not due then return end
-    if tonumber(due) > now then redis.call('ZADD', retry, now, id) end
+    if due then
+      if tonumber(due) > now then redis.call('ZADD', retry, now, id) end
+    elseif id then
+      -- Under way, or in pending: those behind it wait for its end. Else nobody is there (claim.lua clears it away).
+      if redis.call('ZSCORE', leases, id .. '|' .. its_rest .. '|' .. its_turn) then return end
+      local memory = redis.call('HGET', returned, string.sub(its_rest, 1, 40))
+      if memory and string.find(memory, '|' .. its_turn .. '|', 1, true) then return end
+    end
   end
 end
 
