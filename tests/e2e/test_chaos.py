@@ -163,7 +163,7 @@ class Tally:
             except redis.ConnectionError:
                 return False  # a server that a killed daemon left behind is just being ended by the next one
 
-        until(settled, 240, lambda: log()[-3000:])  # after a kill a key may wait for its backstop of a minute
+        until(settled, 60, lambda: log()[-3000:])
 
     def check(self, client: redis.Redis) -> str:
         accepted, unsure = self.producer.accepted, self.producer.unsure

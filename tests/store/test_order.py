@@ -104,6 +104,19 @@ def test_who_waits_for_nothing_any_more_is_due_at_once(q: DrivenQueue) -> None:
     assert numbers(claim(q)) == [2]
 
 
+def test_an_entry_that_stands_for_nobody_holds_nobody_up(q: DrivenQueue) -> None:
+    """Of byte-identical callbacks that came back one has lost its turn."""
+    push(q, item("a", 1))
+    (one,) = claim(q).items
+    push(q, item("a", 2))
+    assert numbers(claim(q)) == []
+    turn, _, rest = q.redis.zrange(q.keys.order, 0, 0)[0].decode().partition("|")
+    key, _, place = turn.partition(":")
+    q.redis.zadd(q.keys.order, {f"{key}:{int(place) + 1:0{len(place)}}|1{rest[1:].replace('-', '-9', 1)}": 0})
+    assert q.settle(DELIVERED, one) == [Settled.DONE]
+    assert numbers(claim(q)) == [2]
+
+
 def test_a_place_is_kept_through_recovery_and_putting_back(q: DrivenQueue) -> None:
     push(q, item("a", 1), item("a", 2), item("a", 3))
     one, two, three = claim(q).items
