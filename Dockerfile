@@ -5,9 +5,15 @@
 #   docker buildx build --platform linux/amd64,linux/arm64 --build-arg CBQ_REVISION=$(git rev-parse HEAD) …
 #   docker run --read-only -p 127.0.0.1:9847:9847 -v ./config.yaml:/etc/cbq-exporter/config.yaml:ro cbq-exporter
 
-FROM docker.io/library/debian:bookworm-slim AS build
+# The index of all architectures as it was published on 2026-08-04. A newer one:
+#   docker buildx imagetools inspect debian:bookworm-slim --format '{{.Manifest.Digest}}'
+# Any Debian 12 will do: --build-arg BASE=registry.example/debian:bookworm-slim
+ARG BASE=docker.io/library/debian:bookworm-slim@sha256:abd67ffcfa541b485a3dff59865ab629aa048a6c613e639d36e7456b0b229241
+FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1
+# What Debian has mended since the base was made, too: its C library goes into the image.
 RUN apt-get -q update \
+    && DEBIAN_FRONTEND=noninteractive apt-get -qy upgrade \
     && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends \
         binutils ca-certificates netbase python3 python3-venv tzdata
 WORKDIR /src
