@@ -28,7 +28,7 @@ USER = 10001
 RUNTIME = """
 mount --bind "$1" "$1" && mount -o remount,ro,bind "$1"
 mount --bind "$2" "$1/var/lib/cbq-exporter" && mount --bind "$3" "$1/etc/cbq-exporter"
-mount -t tmpfs tmpfs "$1/tmp" && mount --rbind /dev "$1/dev"
+mount -t tmpfs tmpfs "$1/tmp" && mount --rbind /dev "$1/dev" && mount -t proc proc "$1/proc"
 root=$1; shift 3
 exec env -i PATH=/opt/cbq-exporter/bin:/usr/bin LANG=C.UTF-8 "$(command -v unshare)" \
     --root "$root" --wd /var/lib/cbq-exporter --setgid 10001 --setuid 10001 "$@"
