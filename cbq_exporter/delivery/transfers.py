@@ -140,7 +140,7 @@ class Transfers:
                 if reason is not None:
                     self._free.append(slot)
                     return blocked(request, reason)
-            slot.load(request)
+            slot.load(request, now)
             self._multi.add_handle(slot.curl)
         except Exception as trouble:
             slot.discard()

@@ -420,6 +420,7 @@ def test_hostile_urls(closed_network: dict[str, Any], place: str) -> None:
 
 def test_a_name_that_changes_its_mind(closed_network: dict[str, Any]) -> None:
     assert closed_network["rebinding"] == [None, "blocked", "blocked", "blocked", None]
+    assert closed_network["rebinding_noticed_later"]
 
 
 def test_a_name_is_used_as_soon_as_it_is_resolved(closed_network: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from cbq_exporter.delivery import slot
 from cbq_exporter.delivery.egress import EgressPolicy
 from cbq_exporter.delivery.engine import Exchange
 from cbq_exporter.delivery.url import parse
+from cbq_exporter.model import FailureKind
 from tests.support.hostile_urls import BLOCKED, HOSTS, INVALID
 from tests.support.receiver import Receiver
 from tests.support.sender import Sender
@@ -98,6 +99,7 @@ def main(folder: Path) -> None:
             place: _hostile(four, six, own_process=place == "process") for place in ("thread", "process")
         }
         report["rebinding"] = _rebind(folder / "hosts", four)
+        report["rebinding_noticed_later"] = _rebind_between_two_searches(folder / "hosts", four)
     json.dump(report, sys.stdout)
 
 
@@ -150,7 +152,7 @@ def _is_name(url: str) -> bool:
 
 def _rebind(hosts: Path, receiver: Receiver) -> list[Any]:
     """A name that is public when it is first looked up, and private a moment later."""
-    slot._RESOLVED_FOR = 0
+    slot._RESOLVED_FOR = slot._STALE_DROPPED_EVERY = 0
     ends = []
     with Sender(EgressPolicy()) as sender:
         for address in ("8.8.8.8", "10.9.9.9", "127.0.0.1", "169.254.169.254", "8.8.8.8"):
@@ -158,6 +160,22 @@ def _rebind(hosts: Path, receiver: Receiver) -> list[Any]:
             ends.append(_told(sender.post(f"http://rebinding.test:{receiver.port}/"))["failure"])
             receiver.drop_connections()
     return ends
+
+
+def _rebind_between_two_searches(hosts: Path, receiver: Receiver) -> bool:
+    """Whether a name is looked up again at all where the addresses that are too old are dropped now and then."""
+    slot._RESOLVED_FOR, slot._STALE_DROPPED_EVERY = 0, 1
+    with Sender(EgressPolicy()) as sender:
+        deadline = time.monotonic() + 10
+        for address in ("8.8.8.8", "8.8.8.8", "10.9.9.9"):
+            hosts.write_text(f"{address} rebinding.test\n")
+            exchange = sender.post(f"http://rebinding.test:{receiver.port}/")
+            receiver.drop_connections()
+        while exchange.failure is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+            exchange = sender.post(f"http://rebinding.test:{receiver.port}/")
+            receiver.drop_connections()
+    return exchange.failure is FailureKind.BLOCKED
 
 
 def _told(exchange: Exchange) -> dict[str, Any]:
