@@ -130,6 +130,9 @@ def _ipv6(host: str) -> str:
         raise ValueError("the URL's host in brackets is not an IPv6 address") from None
     if address.scope_id is not None:
         raise ValueError("the URL's IPv6 address has a zone; it is not sent to")
+    if address.ipv4_mapped is not None:
+        # One destination has one name, in whatever Python: from 3.13 on its own would end like an IPv4 address.
+        return f"::ffff:{int(address.ipv4_mapped) >> 16:x}:{int(address.ipv4_mapped) & 0xFFFF:x}"
     return str(address)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json as json_writer
 from functools import cache
 from typing import Any
@@ -105,6 +106,9 @@ def document() -> dict[str, Any]:
         [Outcome, Problem, WebhookBody, AlertsAnswer, Reloaded, *(action.body for action in ACTIONS.values())],
         ref_template=_SCHEMAS + "{name}",
     )
+    for schema in schemas.values():
+        if "description" in schema:  # a docstring: Python 3.13 takes its indentation away, older ones do not
+            schema["description"] = inspect.cleandoc(schema["description"])
     schemas["Status"] = _STATUS
     return {
         "openapi": "3.1.0",

@@ -153,7 +153,7 @@ def replica(server: Server) -> Iterator[str]:
 
 @contextlib.contextmanager
 def out_of_memory(server: Server) -> Iterator[str]:
-    server.client.config_set("maxmemory", "1mb")
+    server.client.config_set("maxmemory", "1")
     yield server.url
 
 
