@@ -17,19 +17,25 @@ class Pair:
 
 
 def authority(folder: Path, name: str = "authority") -> Pair:
-    return _make(folder, name, None, "basicConstraints=critical,CA:TRUE")
+    return _make(folder, name, None, "basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign")
 
 
 def server(folder: Path, by: Pair, name: str = "server") -> Pair:
-    return _make(folder, name, by, "subjectAltName=DNS:localhost,IP:127.0.0.1", "extendedKeyUsage=serverAuth")
+    return _issued(folder, name, by, "subjectAltName=DNS:localhost,IP:127.0.0.1", "extendedKeyUsage=serverAuth")
 
 
 def client(folder: Path, by: Pair, name: str, sans: str) -> Pair:
     """``sans`` as openssl writes them: ``DNS:a,IP:::1``."""
-    return _make(folder, name, by, f"subjectAltName={sans}", "extendedKeyUsage=clientAuth")
+    return _issued(folder, name, by, f"subjectAltName={sans}", "extendedKeyUsage=clientAuth")
+
+
+def _issued(folder: Path, name: str, by: Pair, *extensions: str) -> Pair:
+    return _make(folder, name, by, "basicConstraints=critical,CA:FALSE", *extensions)
 
 
 def _make(folder: Path, name: str, by: Pair | None, *extensions: str) -> Pair:
+    """As strictly as Python checks it from 3.13 on: an authority says what its key is for, and others that they are
+    none."""
     openssl = shutil.which("openssl")
     if openssl is None:
         skip_or_fail("the openssl command is needed to make certificates")
