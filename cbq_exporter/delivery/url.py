@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 MAX_LENGTH = 8192
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_PLAIN = re.compile(r"(https?)://([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::([1-9][0-9]{0,4}))?(?:[/?#][!-~]*)?\Z")
+_PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]+)?)(?:[/?#][!-~]*)?\Z")
 _UNUSABLE = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?\Z")
@@ -51,16 +51,16 @@ def parse(url: object, max_length: int = MAX_LENGTH) -> Target:
 @lru_cache(maxsize=1024)
 def _parse(url: str) -> Target:
     plain = _PLAIN.match(url)
-    if plain is not None and _is_plain_name(plain[2]):
-        scheme, host = plain[1], plain[2]
-        port = int(plain[3]) if plain[3] else _DEFAULT_PORTS[scheme]
-        if port <= 65535:
-            return _target(url, scheme, host, port)
+    if plain is not None:
+        origin = _parse_origin(plain[1])
+        if origin.url == plain[1]:  # what follows stays as it is too
+            return Target(url, origin.scheme, origin.host, origin.port, origin.destination)
     return _parse_slowly(url)
 
 
-def _is_plain_name(host: str) -> bool:
-    return len(host) <= 63 and ".." not in host and not _ENDS_IN_NUMBER.search(host)
+@lru_cache(maxsize=16_384)
+def _parse_origin(url: str) -> Target:
+    return _parse_slowly(url)
 
 
 def _parse_slowly(url: str) -> Target:

@@ -133,6 +133,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             assert receivers.of(url.parse(f"https://api.example.org/v2/{number}/{'x' * 1000}")).name == "path"
             assert receivers.of(url.parse(f"https://h{number}.example/")).name == f"h{number}.example"
         url._parse.cache_clear()
+        url._parse_origin.cache_clear()
         assert tracemalloc.get_traced_memory()[0] < 100_000
     finally:
         tracemalloc.stop()
