@@ -3,7 +3,9 @@
 #
 #   docker build --build-arg CBQ_REVISION=$(git rev-parse HEAD) -t cbq-exporter .
 #   docker buildx build --platform linux/amd64,linux/arm64 --build-arg CBQ_REVISION=$(git rev-parse HEAD) …
-#   docker run --read-only -p 127.0.0.1:9847:9847 -v ./config.yaml:/etc/cbq-exporter/config.yaml:ro cbq-exporter
+#   docker run --read-only -p 127.0.0.1:9847:9847 -v cbq-data:/var/lib/cbq-exporter cbq-exporter
+#
+# docs/install.md tells the rest. podman and buildah keep the health check only with --format docker.
 
 # The index of all architectures as it was published on 2026-08-04. A newer one:
 #   docker buildx imagetools inspect debian:bookworm-slim --format '{{.Manifest.Digest}}'
@@ -30,12 +32,13 @@ RUN /opt/cbq-exporter/bin/pip install -q --no-deps --no-build-isolation . \
     # Debugging symbols, and the sources that extensions were compiled from.
     && find /opt/cbq-exporter -name '*.so*' -exec strip --strip-unneeded {} + \
     && find /opt/cbq-exporter '(' -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.c' -o -name '*.h' ')' -delete
-COPY deploy/container/make-root.sh deploy/container/
+COPY deploy/container deploy/container
 RUN deploy/container/make-root.sh /root-of-image
 
 FROM scratch
 COPY --from=build /root-of-image /
-ENV PATH=/opt/cbq-exporter/bin:/usr/bin LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/cbq-exporter/bin:/usr/bin LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    CBQ_CONFIG=/etc/cbq-exporter/config.yaml
 USER 10001:10001
 WORKDIR /var/lib/cbq-exporter
 VOLUME /var/lib/cbq-exporter
@@ -43,9 +46,9 @@ EXPOSE 9847
 STOPSIGNAL SIGTERM
 # Whether its loops are alive, not whether Redis is: a restart would not bring Redis back.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["cbq-exporter", "healthcheck", "--config", "/etc/cbq-exporter/config.yaml"]
+    CMD ["cbq-exporter", "healthcheck"]
 ENTRYPOINT ["cbq-exporter"]
-CMD ["serve", "--config", "/etc/cbq-exporter/config.yaml"]
+CMD ["serve"]
 ARG CBQ_REVISION=
 LABEL org.opencontainers.image.title="cbq-exporter" \
     org.opencontainers.image.description="Delivers, watches and heals Redis-backed queues of HTTP callbacks" \

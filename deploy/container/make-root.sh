@@ -26,6 +26,7 @@ for package in $packages; do
         if [ -L "$path" ] || [ -f "$path" ]; then cp -P --parents "$path" "$root"; fi
     done
 done
+install -m 0644 "$(dirname "$0")/config.yaml" "$root/etc/cbq-exporter/"
 cp --parents /etc/ssl/certs/ca-certificates.crt "$root"
 python3 -m compileall -q "$root/usr/lib/python3.11" # the root may be read-only
 

@@ -23,15 +23,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 USER = 10001
 
-# What a container runtime does: the arguments are the root, a folder for the volume, one for the configuration, and
-# the command.
+# What a container runtime does: the arguments are the root, a folder for the volume, one for the configuration, then
+# the environment and what enters the root with the command.
 RUNTIME = """
 mount --bind "$1" "$1" && mount -o remount,ro,bind "$1"
 mount --bind "$2" "$1/var/lib/cbq-exporter" && mount --bind "$3" "$1/etc/cbq-exporter"
 mount -t tmpfs tmpfs "$1/tmp" && mount --rbind /dev "$1/dev" && mount -t proc proc "$1/proc"
-root=$1; shift 3
-exec env -i PATH=/opt/cbq-exporter/bin:/usr/bin LANG=C.UTF-8 "$(command -v unshare)" \
-    --root "$root" --wd /var/lib/cbq-exporter --setgid 10001 --setuid 10001 "$@"
+shift 3
+exec env -i "$@"
 """
 
 
@@ -41,7 +40,11 @@ class Image:
     about: dict[str, Any]
 
     def command(self, volume: Path, etc: Path, *words: str) -> list[str]:
-        return ["unshare", "--mount", "sh", "-euc", RUNTIME, "sh", str(self.root), str(volume), str(etc), *words]
+        user, _, group = self.about["User"].partition(":")
+        enter = [str(shutil.which("unshare")), f"--root={self.root}", f"--wd={self.about['WorkingDir']}"]
+        enter += [f"--setgid={group}", f"--setuid={user}", *words]
+        folders = [str(self.root), str(volume), str(etc)]
+        return ["unshare", "--mount", "sh", "-euc", RUNTIME, "sh", *folders, *self.about["Env"], *enter]
 
 
 @contextlib.contextmanager

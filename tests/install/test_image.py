@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cbq_exporter import __version__
+from cbq_exporter.config import load
 from tests.install.image import ROOT, USER, Image, image
 from tests.support.daemons import until
 
@@ -40,6 +41,9 @@ def _is_small_and_says_what_it_is(image: Image) -> None:
     labels = {name.removeprefix("org.opencontainers.image."): text for name, text in about["Labels"].items()}
     assert labels["revision"] == REVISION
     assert {"title", "description", "licenses", "source", "documentation"} <= set(labels)
+    shipped = load(image.root / "etc/cbq-exporter/config.yaml", {}).config.web
+    assert shipped.host == ""  # reached from outside of the container
+    assert about["ExposedPorts"].keys() == {f"{shipped.port}/tcp"}
     for program in ("sh", "bash", "apt-get", "pip"):  # nothing to go on with for whoever gets in
         for place in ("usr/bin", "opt/cbq-exporter/bin"):
             assert not (image.root / place / program).exists()
@@ -66,10 +70,9 @@ def _runs_on_a_read_only_root_and_keeps_what_it_has(image: Image, folder: Path) 
         command = image.command(volume, etc, *words)
         return subprocess.run(command, capture_output=True, text=True, timeout=SLOWLY, check=False)
 
-    config = ["-c", "/etc/cbq-exporter/config.yaml"]
     version = ask("cbq-exporter", "--version")
     assert version.stdout.endswith(f"(revision {REVISION[:12]})\n"), version.stderr
-    enqueued = ask("cbq-exporter", "enqueue", "--url", "https://x.invalid/", *config)
+    enqueued = ask("cbq-exporter", "enqueue", "--url", "https://x.invalid/")
     assert enqueued.returncode == 0, enqueued.stderr
     health = image.about["Healthcheck"]["Test"]
     assert health[0] == "CMD"
@@ -78,7 +81,7 @@ def _runs_on_a_read_only_root_and_keeps_what_it_has(image: Image, folder: Path) 
         serving = image.command(volume, etc, *image.about["Entrypoint"], *image.about["Cmd"])
         with _running(serving) as daemon:
             until(lambda: ask(*health[1:]).returncode == 0, SLOWLY)
-            shown = json.loads(ask("cbq-exporter", "status", "-o", "json", *config).stdout)
+            shown = json.loads(ask("cbq-exporter", "status", "-o", "json").stdout)
             lengths = shown["queues"][0]["lengths"]
             assert sum(lengths.values()) == 1, shown
             with urllib.request.urlopen(f"http://{address}/metrics") as answer:
