@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import shutil
 import socket
 import ssl
@@ -256,7 +257,7 @@ class Receiver:
             self._seen.append(seen)
             self._changed.notify_all()
         behaviour = self._routes.get(seen.path.partition("?")[0], self.default)
-        if asyncio.iscoroutinefunction(behaviour):
+        if inspect.iscoroutinefunction(behaviour):
             await behaviour(seen, Connection(self, reader, writer))
             return False
         answer: Any = behaviour if isinstance(behaviour, Answer) else behaviour(seen)  # type: ignore[call-arg]
