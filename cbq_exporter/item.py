@@ -16,6 +16,7 @@ import msgspec
 from cbq_exporter.model import DeadReason
 
 MAX_DEPTH = 64  # of arrays and objects within each other
+_FEW = 6  # of one kind in one item
 
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _SPACES = re.compile(r"[ \t\n\r]*")
@@ -25,6 +26,7 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 _read_top = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _read_any = msgspec.json.Decoder().decode
+_read_number = msgspec.json.Decoder(float).decode
 
 
 def _refuse(constant: str) -> None:
@@ -63,7 +65,7 @@ def read(payload: bytes) -> dict[str, msgspec.Raw]:
         top = {}  # the library refuses halves of surrogate pairs; producers that cut texts short write them
     except RecursionError:
         raise _too_deep() from None
-    if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _is_deep(payload):
+    if _opens_many(payload) and _is_deep(payload):
         raise _too_deep()
     return top if _is_plain(top, payload) else _read_carefully(str(payload, "utf-8"))
 
@@ -94,8 +96,8 @@ def queued_at_of(top: dict[str, msgspec.Raw]) -> float | None:
     if raw is None:
         return None
     try:
-        at = float(bytes(raw))
-    except ValueError:
+        at = _read_number(raw)
+    except msgspec.DecodeError:
         return None
     return at if 0 < at < 1e11 else None
 
@@ -110,29 +112,32 @@ def url_of(payload: bytes) -> str:
 
 
 def _is_plain(top: dict[str, msgspec.Raw], payload: bytes) -> bool:
-    """Whether putting the parts together again, as JSON writers usually do, gives the payload.
+    """Whether the payload is what JSON writers usually make of these keys and values: then no key was lost.
 
-    Then no key was lost. Anything else proves nothing.
+    Anything else proves nothing. Nothing that has these in it is as short as what has no white space, and nothing but
+    them. With Python's white space, something else could be as long: so that is put together and compared.
     """
-    if not top:
-        return payload == b"{}"
-    spaced, compact = _between(tuple(top))
+    shortest, spaced = _around(tuple(top))
+    length = len(payload) - sum(map(len, top.values()))
+    if length == shortest:
+        return True
+    if length != shortest + 2 * len(spaced) - 1:
+        return False
     parts: list[Any] = [b"}"] * (2 * len(top) + 1)
-    parts[:-1:2] = spaced if payload.startswith(spaced[0]) else compact
+    parts[:-1:2] = spaced
     parts[1::2] = top.values()
     return payload == b"".join(parts)
 
 
 @lru_cache(maxsize=256)
-def _between(keys: tuple[str, ...]) -> tuple[list[bytes], list[bytes]]:
-    """What stands in front of each value: as Python's json writes it, and without white space.
+def _around(keys: tuple[str, ...]) -> tuple[int, list[bytes]]:
+    """How many bytes stand around the values at least, and what Python's json writes in front of each.
 
     Producers write the same keys in the same order again and again.
     """
     names = [json.dumps(key, ensure_ascii=False).encode() for key in keys]
     spaced = [b"%b%b: " % (b", " if place else b"{", name) for place, name in enumerate(names)]
-    compact = [b"%b%b:" % (b"," if place else b"{", name) for place, name in enumerate(names)]
-    return spaced, compact
+    return 2 + sum(map(len, names)) + max(0, 2 * len(names) - 1), spaced
 
 
 def _read_carefully(text: str) -> dict[str, msgspec.Raw]:
@@ -173,6 +178,22 @@ def _after_spaces(text: str, at: int) -> int:
     found = _SPACES.match(text, at)
     assert found is not None
     return found.end()
+
+
+def _opens_many(payload: bytes) -> bool:
+    """Whether more than MAX_DEPTH arrays and objects begin in it, texts taken for such included.
+
+    Few begin as a rule: finding these takes a fraction of counting, which looks at each byte.
+    """
+    for bracket in (b"[", b"{"):
+        place = -1
+        for _ in range(_FEW):
+            place = payload.find(bracket, place + 1)
+            if place < 0:
+                break
+        else:
+            return payload.count(b"[") + payload.count(b"{") > MAX_DEPTH
+    return False
 
 
 def _is_deep(payload: bytes) -> bool:

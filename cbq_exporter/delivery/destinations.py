@@ -28,8 +28,8 @@ _AHEAD = 1.0  # seconds: what a destination will begin within this may wait here
 class Parcel(msgspec.Struct, eq=False):
     """One claimed callback on its way. ``number`` is its place in the order of claiming.
 
-    ``offered_monotonic`` is when it began to wait here. ``lost``: its lease is not ours any more. ``bundle``
-    is what it goes in while it goes together with others.
+    ``size`` is how many bytes are held in memory for it. ``offered_monotonic`` is when it began to wait here.
+    ``lost``: its lease is not ours any more. ``bundle`` is what it goes in while it goes together with others.
     """
 
     number: int
@@ -37,6 +37,7 @@ class Parcel(msgspec.Struct, eq=False):
     receiver: Receiver
     request: Request
     queued_at: float | None
+    size: int = 0
     offered_monotonic: float = 0.0
     lost: bool = False
     bundle: Parcel | None = None
@@ -44,12 +45,6 @@ class Parcel(msgspec.Struct, eq=False):
     @property
     def destination(self) -> str:
         return self.receiver.name
-
-    @property
-    def size(self) -> int:
-        """Bytes held in memory for it."""
-        copies = 1 if self.receiver.coalesce is None else 2
-        return len(self.claimed.payload) + copies * len(self.request.body)
 
     def prolong(self, not_after: float) -> None:
         """``not_after``: see ``Request``."""
@@ -111,13 +106,13 @@ class Destinations:
         if destination is None:
             destination = _new(receiver, now)
             self._all[receiver.name] = destination
-        if destination.in_flight < destination.concurrency and not destination.waiting:
-            if destination.paced is None:
-                destination.in_flight += 1
-                return True
-            if pacing.ready_at(destination.pace) <= now:
-                self._begin(destination, parcel, now)
-                return True
+        if (
+            destination.in_flight < destination.concurrency
+            and not destination.waiting
+            and (destination.paced is None or pacing.ready_at(destination.pace) <= now)
+        ):
+            _begin(destination, parcel, now)
+            return True
         parcel.offered_monotonic = now
         destination.waiting.append(parcel)
         self.waiting += 1
@@ -141,7 +136,7 @@ class Destinations:
                 return None
             parcel = destination.waiting.popleft()
             self.waiting -= 1
-            self._begin(destination, parcel, now)
+            _begin(destination, parcel, now)
             return parcel
         if not destination.in_flight:
             self._forget_idle(name, destination, now)
@@ -163,7 +158,7 @@ class Destinations:
                     break
                 parcel = waiting.popleft()
                 self.waiting -= 1
-                self._begin(destination, parcel, now)
+                _begin(destination, parcel, now)
                 started.append(parcel)
             if not waiting and not destination.in_flight:
                 self._forget_idle(name, destination, now)
@@ -217,11 +212,6 @@ class Destinations:
             return destination.concurrency
         return max(1, math.ceil(min(speed * _AHEAD, 1e6)))
 
-    def _begin(self, destination: _Destination, parcel: Parcel, now: float) -> None:
-        destination.in_flight += 1
-        if destination.paced is not None:
-            destination.pace = pacing.begun(destination.pace, destination.paced, len(parcel.request.body), now)
-
     def _note_moment(self, name: str, destination: _Destination) -> None:
         """Where a place is free; where none is, the end of a send sees to it."""
         if not destination.timed and destination.in_flight < destination.concurrency:
@@ -234,6 +224,12 @@ class Destinations:
             self._note_moment(name, destination)
             return
         del self._all[name]
+
+
+def _begin(destination: _Destination, parcel: Parcel, now: float) -> None:
+    destination.in_flight += 1
+    if destination.paced is not None:
+        destination.pace = pacing.begun(destination.pace, destination.paced, len(parcel.request.body), now)
 
 
 def _new(receiver: Receiver, now: float) -> _Destination:

@@ -100,7 +100,8 @@ class Sender:
 
     def _offer(self, parcels: Sequence[Parcel]) -> None:
         now = self._clock.monotonic()
-        self._engine.submit([parcel.request for parcel in parcels if self._destinations.offer(parcel, now)])
+        offer = self._destinations.offer
+        self._engine.submit([parcel.request for parcel in parcels if offer(parcel, now)])
         self._await_moment(now)
 
     def _await_moment(self, now: float) -> None:
@@ -122,11 +123,12 @@ class Sender:
         now = self._clock.monotonic()
         ended: list[Ended] = []
         following = []
+        ended_at = self._destinations.ended
         for exchange in exchanges:
             parcel: Parcel = exchange.tag
             parcel.request.tag = None  # they hold each other: without this only the garbage collector frees them
             ended.append((parcel, exchange))
-            after = self._destinations.ended(parcel.destination, now)
+            after = ended_at(parcel.receiver.name, now)
             if after is not None:
                 following.append(after.request)
         # First keep the line busy, then do the books.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cbq_exporter.delivery.rendered import Rendering
 
 
-class Item(msgspec.Struct, frozen=True):
+class Item(msgspec.Struct, frozen=True, gc=False):
     """A callback that was read: the top level of its payload, each value as the bytes it was written in.
 
     ``queued_at`` is the producer's clock, epoch seconds, where the item says.
@@ -33,7 +33,7 @@ class Item(msgspec.Struct, frozen=True):
     queued_at: float | None
 
 
-class Shaped(msgspec.Struct, frozen=True):
+class Shaped(msgspec.Struct, frozen=True, gc=False):
     """What is to be posted; ``headers`` are whole lines."""
 
     body: bytes
@@ -125,7 +125,7 @@ class Shaper:
                 f"the body has {len(body):,} bytes; delivery.max_request_bytes allows {self._max_bytes:,}",
                 read.target.url,
             )
-        return Shaped(body, [*headers, *self.headers_for(webhook_id(claimed), body)])
+        return Shaped(body, headers + self.headers_for(webhook_id(claimed), body))
 
     @property
     def added(self) -> int:

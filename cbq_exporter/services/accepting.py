@@ -56,19 +56,21 @@ class Acceptor:
             if isinstance(shaped, Unusable):
                 accepted.not_sent.append(self._given_up(claimed, shaped))
                 continue
+            body = shaped.body
             request = Request(
                 read.target.url,
-                shaped.body,
+                body,
                 shaped.headers,
                 receiver.timeout,
                 receiver.connect_timeout,
                 not_after,
-                gzip=receiver.gzip_from is not None and len(shaped.body) >= receiver.gzip_from,
+                gzip=receiver.gzip_from is not None and len(body) >= receiver.gzip_from,
                 tls=receiver.tls,
             )
             self._number += 1
-            parcel = Parcel(self._number, claimed, receiver, request, read.queued_at)
-            request.tag = parcel
+            copies = 1 if receiver.coalesce is None else 2
+            size = len(claimed.payload) + copies * len(body)
+            parcel = request.tag = Parcel(self._number, claimed, receiver, request, read.queued_at, size)
             accepted.parcels.append(parcel)
         if held_back:
             accepted.not_sent.extend(self._holding.put_off(held_back))

@@ -54,17 +54,22 @@ class Circuits:
         bundle: object = None
         for parcel, exchange in ended:
             receiver = parcel.receiver
-            spoken = of_request(exchange)
-            if spoken is not exchange:
-                if exchange.tag is bundle:
+            failed: bool | None = False
+            if exchange.failure is not None or exchange.tag is not parcel:
+                spoken = of_request(exchange)
+                if spoken is not exchange:
+                    if exchange.tag is bundle:
+                        continue
+                    bundle = exchange.tag
+                failed = spoken.failure is not None and breaker.failed(spoken.failure, spoken.status)
+                if failed is None:
                     continue
-                bundle = exchange.tag
-            failed = spoken.failure is not None and breaker.failed(spoken.failure, spoken.status)
-            if failed is None:
-                continue
-            if failed and retry.meaning_of(spoken.status, receiver.retry) == "delivered":
-                failed = False
-            counts.setdefault(receiver, [0, 0])[failed] += 1
+                if failed and retry.meaning_of(spoken.status, receiver.retry) == "delivered":
+                    failed = False
+            count = counts.get(receiver)
+            if count is None:
+                count = counts[receiver] = [0, 0]
+            count[1 if failed else 0] += 1
         for receiver, (succeeded, failures) in counts.items():
             if receiver.breaker is not None:
                 self.record(receiver, succeeded=succeeded, failed=failures)
