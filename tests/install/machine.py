@@ -35,9 +35,8 @@ _OPTIONS = ("--quiet", "--register=no", "--keep-unit", "--settings=no", "--link-
 _LIBRARIES = "LD_LIBRARY_PATH=/opt/python/lib"  # the interpreter's, where it has any: it is not where it was made for
 
 _SCRIPT = f"""#!{PROGRAM}/bin/python
-import sys
-from cbq_exporter.cli.main import main
-sys.exit(main())
+import runpy
+runpy.run_module("cbq_exporter", run_name="__main__", alter_sys=True)
 """
 
 
