@@ -24,7 +24,7 @@ COPY requirements/run.lock requirements/
 RUN python3 -m venv /opt/cbq-exporter \
     && /opt/cbq-exporter/bin/pip install -q --require-hashes -r requirements/run.lock
 COPY pyproject.toml setup.py README.md LICENSE ./
-COPY docs/runbooks docs/runbooks
+COPY docs docs
 COPY cbq_exporter cbq_exporter
 ARG CBQ_REVISION=
 RUN /opt/cbq-exporter/bin/pip install -q --no-deps --no-build-isolation . \

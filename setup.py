@@ -2,7 +2,7 @@
 
 - The commit, for ``--version`` and ``cbq_build_info``: CBQ_REVISION names it; without that it is the one checked out
   here. A source distribution carries it on.
-- The alerts' pages, for ``explain``.
+- The pages of the documentation, those of the alerts among them, for ``explain``.
 """
 
 import os
@@ -32,10 +32,11 @@ class BuildPackage(build_py):
         super().run()
         if not self.editable_mode:
             note(Path(self.build_lib))
-            runbooks = Path(self.build_lib) / "cbq_exporter/runbooks"
-            runbooks.mkdir(exist_ok=True)
-            for page in sorted((ROOT / "docs/runbooks").glob("*.md")):
-                shutil.copy(page, runbooks)
+            for name, folder in {"pages": "docs", "runbooks": "docs/runbooks"}.items():
+                built = Path(self.build_lib) / "cbq_exporter" / name
+                built.mkdir(exist_ok=True)
+                for page in sorted((ROOT / folder).glob("*.md")):
+                    shutil.copy(page, built)
 
 
 class BuildSource(sdist):

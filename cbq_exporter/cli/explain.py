@@ -27,7 +27,7 @@ _OF_HISTOGRAMS = re.compile(r"_(bucket|sum|count)\Z")
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """``kind`` is what the topic is. ``text`` is Markdown where it is an alert's page, else lines to be shown."""
+    """``kind`` is what the topic is. ``text`` is Markdown where it is a page, else lines to be shown."""
 
     topic: str
     kind: str
@@ -45,13 +45,15 @@ def _complete(context: click.Context, parameter: click.Parameter, begun: str) ->
 @options.output
 @options.debug
 def explain(topic: str | None, as_json: bool) -> int:
-    """Explain a metric, an alert, a reason, a key of the configuration, or any other word that the program prints.
+    """Explain a metric, an alert, a reason, a key of the configuration, or any other word that the program prints;
+    or show a page of the documentation.
 
     \b
     cbq-exporter explain cbq_stuck_callbacks
     cbq-exporter explain CbqStuckItems
     cbq-exporter explain max_attempts
     cbq-exporter explain queues.recovery.stuck_after
+    cbq-exporter explain redis-acl.md
 
     Without TOPIC it lists all that can be explained.
     """
@@ -77,7 +79,7 @@ def _list(as_json: bool) -> None:
 
 
 def _render(one: Explanation) -> str:
-    if one.kind == _ALERT:
+    if one.kind in (_ALERT, _PAGE):
         return one.text.strip()
     width = min(output.columns(), _LINE)
     lines = [output.paint(f"{one.topic} ({one.kind})", bold=True)]
@@ -88,7 +90,7 @@ def _render(one: Explanation) -> str:
 
 # --- what there is -------------------------------------------------------------------------------
 
-_METRIC, _ALERT, _KEY = "metric", "alert", "key of the configuration"
+_METRIC, _ALERT, _KEY, _PAGE = "metric", "alert", "key of the configuration", "page of the documentation"
 
 
 def _topics() -> Iterator[tuple[str, list[str]]]:
@@ -102,11 +104,12 @@ def _topics() -> Iterator[tuple[str, list[str]]]:
     for one in words.SETS:
         yield one.what, list(one.meanings)
     yield _KEY, [path.replace("[]", "") for path in outline.paths()]
+    yield _PAGE, sorted(_pages())
 
 
 def _find(topic: str) -> list[Explanation]:
     """All that is called so: a word may have several meanings."""
-    return [*_metrics(topic), *_alerts(topic), *_words(topic), *_keys(topic)]
+    return [*_metrics(topic), *_alerts(topic), *_words(topic), *_keys(topic), *_documents(topic)]
 
 
 def _meant(topic: str) -> str:
@@ -142,13 +145,29 @@ def _alerts(topic: str) -> Iterator[Explanation]:
 
 
 def _runbooks() -> dict[str, Traversable]:
-    """The page of each alert. A build puts them into the package; in the repository they are documents."""
-    folder = resources.files("cbq_exporter") / "runbooks"
+    """The page of each alert."""
+    return {name.removesuffix(".md"): page for name, page in _markdown("runbooks", "docs/runbooks").items()}
+
+
+def _documents(topic: str) -> Iterator[Explanation]:
+    """By the name of the file, as it is written where the program or a page refers to it."""
+    name = topic.removeprefix("docs/").partition("#")[0]
+    if name in (pages := _pages()):
+        yield Explanation(name, _PAGE, pages[name].read_text("utf-8"))
+
+
+def _pages() -> dict[str, Traversable]:
+    return _markdown("pages", "docs")
+
+
+def _markdown(package: str, repository: str) -> dict[str, Traversable]:
+    """By their names. A build puts them into the package; in the repository they are documents."""
+    folder = resources.files("cbq_exporter") / package
     if not folder.is_dir():
-        folder = Path(__file__).resolve().parents[2] / "docs/runbooks"
+        folder = Path(__file__).resolve().parents[2] / repository
     if not folder.is_dir():
         return {}
-    return {page.name.removesuffix(".md"): page for page in folder.iterdir() if page.name.endswith(".md")}
+    return {page.name: page for page in folder.iterdir() if page.name.endswith(".md")}
 
 
 def _words(topic: str) -> Iterator[Explanation]:

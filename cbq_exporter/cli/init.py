@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -156,7 +157,8 @@ def _write(file: Path, text: str, *, force: bool) -> None:
     except OSError as error:
         raise RefusedError(f"{file} cannot be written: {error.strerror or error}") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system that is read-only says so of what is not there, too
+            draft.unlink()
 
 
 def _next_steps(file: Path, answers: _Answers) -> list[str]:

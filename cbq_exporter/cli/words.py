@@ -182,7 +182,7 @@ REDIS = Words(
         "tryagain": "Slots of the cluster are being moved.",
         "maxclients": "It has no connection left.",
         "wrongtype": "A key of a queue holds another type than it should.",
-        "permission": "The user of redis.url lacks a permission: docs/redis-acl.md.",
+        "permission": "The user of redis.url lacks a permission: cbq-exporter explain redis-acl.md.",
         "cluster": "It is a cluster, which is not available yet in this version.",
         "crossslot": "The keys of a queue do not share a hash tag.",
         "unsupported": "It is older than Redis 6.2 or Valkey 7.2.",

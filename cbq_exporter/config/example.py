@@ -29,8 +29,8 @@ _HEAD = f"""\
 # The configuration of cbq-exporter: every key, with its default. A key that is left out has the same default.
 # Durations are written like 500ms, 1.5s, 5m, 24h or 30d, sizes like 64KiB or 16MiB.
 #
-#   cbq-exporter check-config     says what is wrong with this file, all at once
-#   docs/configuration.md         is the reference: what each key may be, and which rules hold between them
+#   cbq-exporter check-config               says what is wrong with this file, all at once
+#   cbq-exporter explain configuration.md   is the reference: what each key may be, and which rules hold between them
 #
 # CBQ_CONFIG names another file, CBQ_REDIS_URL takes the place of redis.url.
 """

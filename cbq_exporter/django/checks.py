@@ -24,6 +24,6 @@ def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
         level = Warning if wrong.id.startswith("cbq.W") else Error
         return [level(str(wrong), hint=wrong.hint, id=wrong.id)]
     except ConfigError as error:
-        hint = "docs/configuration.md says what each key may be."
+        hint = "cbq-exporter explain configuration.md says what each key may be."
         return [Error(str(problem), hint=hint, id="cbq.E002") for problem in error.problems]
     return []

@@ -79,7 +79,7 @@ def page(snapshot: Snapshot, *, not_healthy: Sequence[str], not_ready: Sequence[
 <section>
 <h2>On the command line</h2>
 {_pairs((f"<code>{command}</code>", what) for command, what in _COMMANDS)}
-<p class="soft below">Every metric and setting: <code>docs/</code> in the source tree.</p>
+<p class="soft below">Every metric, setting and page: <code>cbq-exporter explain</code>.</p>
 </section>
 </div>
 </main>

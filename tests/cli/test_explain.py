@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -64,6 +66,15 @@ def test_all_that_is_listed_is_explained_and_nothing_is_left_out() -> None:
             assert [one for one in found if one["kind"] == kind and one["topic"] == topic and one["text"]], topic
 
 
+def test_pages_that_the_program_refers_to_can_be_shown() -> None:
+    package = Path(words.__file__).parents[1]
+    texts = (file.read_text(encoding="utf-8") for file in package.rglob("*.py"))
+    named = {name for text in texts for name in re.findall(r"cbq-exporter explain ([\w-]+\.md)", text)}
+    assert {"redis-acl.md", "configuration.md"} <= named
+    for name in named:
+        assert explain(name).stdout.startswith("# "), name
+
+
 @pytest.mark.parametrize(
     ("topic", "says"),
     [
@@ -71,6 +82,7 @@ def test_all_that_is_listed_is_explained_and_nothing_is_left_out() -> None:
         ("stuck_callbacks", "cbq_stuck_callbacks (metric)"),
         ("CbqStuckItems", "## How to fix"),
         ("stuckitems", "# CbqStuckItems"),
+        ("docs/redis-acl.md", "user cbq-observe on"),
         ("queues[0].recovery.stuck_after", "The default is 5m."),
         ("stuck_after", "queues.recovery.stuck_after (key of the configuration)"),
         ("poison", "It got stuck more often than recovery.max_recoveries"),

@@ -131,6 +131,14 @@ def test_a_data_dir_without_permission(tmp_path: Path) -> None:
     assert f"data_dir {tmp_path}/data must belong to the user that runs this" in lines[-1]
 
 
+def test_a_place_where_no_configuration_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "cbq_exporter", "init", "--yes", "--redis-url=embedded", "file/config.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1] == "cbq-exporter: file/config.yaml cannot be written: Not a directory"
+
+
 def test_a_configuration_of_a_newer_version(tmp_path: Path) -> None:
     code, lines = run(tmp_path, {"teleport": {"to": "mars"}, "queues": [{**QUEUES[0], "warp": 9}]}, "serve")
     assert code == 1

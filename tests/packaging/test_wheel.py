@@ -19,7 +19,7 @@ from tests.support.daemons import until
 
 ROOT = Path(__file__).resolve().parents[2]
 REVISION = "fedcba9876543210fedcba9876543210fedcba98"
-SOURCES = ("cbq_exporter", "docs/runbooks", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+SOURCES = ("cbq_exporter", "docs", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 
 
 def build(tree: Path, into: Path, kind: str, revision: str = "") -> Path:
@@ -82,8 +82,9 @@ def test_all_that_the_program_reads_is_in_the_wheel(built: tuple[Path, Path]) ->
     ]
     for file in read:
         assert str(file.relative_to(ROOT)) in names
-    for page in (ROOT / "docs/runbooks").glob("*.md"):
-        assert f"cbq_exporter/runbooks/{page.name}" in names
+    for shipped, folder in {"pages": "docs", "runbooks": "docs/runbooks"}.items():
+        for page in (ROOT / folder).glob("*.md"):
+            assert f"cbq_exporter/{shipped}/{page.name}" in names
     assert not [name for name in names if not name.startswith(("cbq_exporter/", "cbq_exporter-"))]
 
 
@@ -95,6 +96,7 @@ def test_it_serves_from_any_directory(installed: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"data_dir: {tmp_path}/data\nweb: {{listen_address: '127.0.0.1:0'}}\n")
     assert "# CbqStuckItems" in run(installed, "explain", "CbqStuckItems")
+    assert "user cbq-observe on" in run(installed, "explain", "redis-acl.md")
     environment = {name: text for name, text in os.environ.items() if not name.startswith(("CBQ_", "PYTHONPATH"))}
     said = tmp_path / "out"
     with said.open("wb") as out:

@@ -190,7 +190,7 @@ def _permissions(seen: Examination) -> Iterator[Finding]:
             yield problem(
                 "permissions",
                 f"may not run {_some(needed)}",
-                "allow it to the user of redis.url: docs/redis-acl.md has the whole line",
+                "allow it to the user of redis.url: cbq-exporter explain redis-acl.md has the whole line",
             )
         else:
             yield note("permissions", "CONFIG GET is not allowed, so not all of persistence could be looked at")
@@ -205,7 +205,7 @@ def _permissions(seen: Examination) -> Iterator[Finding]:
         yield problem(
             "permissions",
             f"mode {seen.mode} needs what is not allowed: {_some(lacking)}",
-            "allow it to the user of redis.url: docs/redis-acl.md has the whole line",
+            "allow it to the user of redis.url: cbq-exporter explain redis-acl.md has the whole line",
         )
     else:
         yield ok("permissions", f"all that mode {seen.mode} needs is allowed")
