@@ -22,6 +22,11 @@ class PerDestinationConfig(Section):
     concurrency: Annotated[int, kinds.whole(1, 10_000)] = Field(
         32, description="Requests to one host at the same time."
     )
+    first_concurrency: Annotated[int, kinds.whole(1, 10_000)] | None = Field(
+        None,
+        description="Requests at the same time to one that has not answered lately; each answer allows one more. "
+        "Null: an eighth of concurrency, 4 at least.",
+    )
     rate: Annotated[float, kinds.rate()] | None = Field(
         None, description="Requests to one host in a time, such as 50/s. Null: no limit."
     )
@@ -165,7 +170,9 @@ class BreakerConfig(Section):
     failure_ratio: Annotated[float, kinds.share()] = Field(
         0.8, description="It opens when this part of the attempts in the window has failed ..."
     )
-    min_attempts: Annotated[int, kinds.whole(1, 100_000)] = Field(20, description="... of so many at least.")
+    min_attempts: Annotated[int, kinds.whole(1, 100_000)] = Field(
+        20, description="... of so many at least; where fewer are made in that time, when so many in a row have failed."
+    )
     window: Annotated[float, kinds.duration(SECOND, HOUR)] = Field(30 * SECOND, description="How far back is looked.")
     open_for: Annotated[float, kinds.duration(0.1, DAY)] = Field(
         30 * SECOND, description="How long nothing is sent; then a few attempts show whether it is well again."

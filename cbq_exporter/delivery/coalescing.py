@@ -38,8 +38,9 @@ class Coalescer(Sender):
         *,
         on_ended: Callable[[list[Ended]], None],
         clock: Clock,
+        places: int,
     ) -> None:
-        super().__init__(make_engine, on_ended=self._on_requests_ended, clock=clock)
+        super().__init__(make_engine, on_ended=self._on_requests_ended, clock=clock, places=places)
         self._tell = on_ended
         self._gatherings: dict[tuple[object, ...], _Gathering] = {}  # by kind
         self._stopping = False

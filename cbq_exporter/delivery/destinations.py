@@ -2,6 +2,10 @@
 
 A destination that cannot soon begin what waits for it here would take all the room that others need. Then part of
 it is given back (``excess``), to be kept in retry and claimed again when there is an ``appetite`` for it.
+
+One that has not answered lately may never do so, and then each of its places is gone until a timeout. So it begins
+with few, and each answer adds one, until it has them all: the slow start of TCP. All that have not answered together
+leave a part of the places to those that do.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,6 +28,10 @@ from cbq_exporter.model import Claimed
 _UNPACED = Pace()
 _MEASURED_FOR = 1.0  # seconds
 _AHEAD = 1.0  # seconds: what a destination will begin within this may wait here
+_KEPT_FREE = 4  # a fourth of all places is for those that answer
+_PATIENCE_WITH_SILENT = 0.05  # seconds, while others answer
+_HEARD_FOR = 300.0  # seconds that an idle one which has answered is known
+_MOST_HEARD = 10_000  # of these
 
 
 class Parcel(msgspec.Struct, eq=False):
@@ -63,10 +72,18 @@ class Parcel(msgspec.Struct, eq=False):
 
 @dataclass(slots=True)
 class _Destination:
+    """``allowed`` of its places may be used now, ``first`` of them until it answers. ``heard``: it has answered lately;
+    ``silent`` sends since have not.
+    """
+
     concurrency: int
+    first: int
+    allowed: int
     paced: PaceRule | None
     pace: Pace = _UNPACED
     timed: bool = False  # it stands among those that wait for a moment
+    heard: bool = False
+    silent: int = 0
     in_flight: int = 0
     waiting: deque[Parcel] = field(default_factory=deque)
     speed: float | None = None  # sends that ended per second, as seen lately
@@ -82,10 +99,17 @@ class Appetite(NamedTuple):
 
 
 class Destinations:
-    """Idle destinations cost nothing: they are forgotten."""
+    """``places`` is how many requests can be under way, to all together. Idle destinations cost nothing: they are
+    forgotten, but for how many places those had that have answered lately.
+    """
 
-    def __init__(self, *, patience: float = 0.5) -> None:
+    def __init__(self, *, places: int = 10_000, patience: float = 0.5) -> None:
         self._patience = patience
+        self._most_unheard = places - places // _KEPT_FREE
+        self._unheard = 0  # sends under way to destinations that have not answered lately
+        self._kept_out: dict[str, None] = {}  # those that could begin something were it not for that
+        self._heard: dict[str, tuple[int, float]] = {}  # idle ones: places, and until when that holds
+        self._answered_monotonic = float("-inf")  # whoever it was
         self._all: dict[str, _Destination] = {}
         self._moments: list[tuple[float, str]] = []  # a heap: when the next of a destination may begin
         self.waiting = 0
@@ -104,43 +128,55 @@ class Destinations:
         receiver = parcel.receiver
         destination = self._all.get(receiver.name)
         if destination is None:
-            destination = _new(receiver, now)
-            self._all[receiver.name] = destination
+            destination = self._all[receiver.name] = self._meet(receiver, now)
         if (
-            destination.in_flight < destination.concurrency
+            destination.in_flight < destination.allowed
             and not destination.waiting
+            and (destination.heard or self._unheard < self._most_unheard)
             and (destination.paced is None or pacing.ready_at(destination.pace) <= now)
         ):
-            _begin(destination, parcel, now)
+            self._begin(destination, parcel, now)
             return True
         parcel.offered_monotonic = now
         destination.waiting.append(parcel)
         self.waiting += 1
-        if destination.paced is not None:
-            self._note_moment(receiver.name, destination)
+        self._note_what_for(receiver.name, destination)
         return False
 
-    def ended(self, name: str, now: float) -> Parcel | None:
-        """A send has ended; the next one to start in its place, if one waits and may."""
+    def ended(self, name: str, now: float, *, answered: bool) -> Sequence[Parcel]:
+        """A send has ended, by an answer of any kind or without one; those to start now."""
         destination = self._all[name]
         destination.in_flight -= 1
+        if not destination.heard:
+            self._unheard -= 1
+        if answered:
+            self._answered_monotonic = now
+            destination.silent = 0
+            if destination.allowed < destination.concurrency:
+                destination.allowed += 1
+            if not destination.heard:
+                destination.heard = True
+                self._unheard -= destination.in_flight
+        elif destination.heard:
+            destination.silent += 1
+            if destination.silent >= destination.first:
+                destination.heard = False
+                destination.allowed = destination.first
+                self._unheard += destination.in_flight
         destination.ended += 1
         elapsed = now - destination.measured_monotonic
         if elapsed >= _MEASURED_FOR:
             destination.speed = destination.ended / elapsed
             destination.ended = 0
             destination.measured_monotonic = now
+        following: Sequence[Parcel] = ()
         if destination.waiting:
-            if destination.paced is not None and pacing.ready_at(destination.pace) > now:
-                self._note_moment(name, destination)
-                return None
-            parcel = destination.waiting.popleft()
-            self.waiting -= 1
-            _begin(destination, parcel, now)
-            return parcel
-        if not destination.in_flight:
+            following = self._begin_waiting(name, destination, now)
+        elif not destination.in_flight:
             self._forget_idle(name, destination, now)
-        return None
+        if self._kept_out and self._unheard < self._most_unheard:
+            following = [*following, *self._begin_kept_out(now)]
+        return following
 
     def due(self, now: float) -> list[Parcel]:
         """Those whose moment has come: to be started."""
@@ -151,23 +187,15 @@ class Destinations:
             if destination is None:
                 continue
             destination.timed = False
-            waiting = destination.waiting
-            while waiting and destination.in_flight < destination.concurrency:
-                if pacing.ready_at(destination.pace) > now:
-                    self._note_moment(name, destination)
-                    break
-                parcel = waiting.popleft()
-                self.waiting -= 1
-                _begin(destination, parcel, now)
-                started.append(parcel)
-            if not waiting and not destination.in_flight:
+            started += self._begin_waiting(name, destination, now)
+            if not destination.waiting and not destination.in_flight:
                 self._forget_idle(name, destination, now)
         return started
 
     def excess(self, now: float) -> list[Parcel]:
         """What is to be given back: of destinations whose first waiting callback has lost patience.
 
-        As many as will begin soon stay, so that no place is ever empty.
+        As many as will begin soon stay, so that no place is ever empty; of those that have not answered, none.
         """
         given_back: list[Parcel] = []
         for name, destination in list(self._all.items()):
@@ -176,18 +204,29 @@ class Destinations:
                 if not destination.in_flight:
                     self._forget_idle(name, destination, now)
                 continue
-            if now - waiting[0].offered_monotonic < self._patience:
+            since = waiting[0].offered_monotonic
+            # It is not we who are slow, where others have answered meanwhile.
+            is_the_silent_one = not destination.heard and self._answered_monotonic > since
+            if now - since < (_PATIENCE_WITH_SILENT if is_the_silent_one else self._patience):
                 continue
-            kept = self._soon(destination, now)
+            kept = self._soon(destination, now) if destination.heard else 0
             given_back += [waiting.pop() for _ in range(len(waiting) - kept)][::-1]
+            if not waiting:
+                self._kept_out.pop(name, None)
+                if not destination.in_flight:
+                    self._forget_idle(name, destination, now)
         self.waiting -= len(given_back)
         return given_back
 
     def appetite(self, receiver: Receiver, now: float) -> Appetite:
         destination = self._all.get(receiver.name)
         if destination is None:
-            destination = _new(receiver, now)
-        whole = destination.concurrency + self._soon(destination, now)
+            destination = self._meet(receiver, now)
+        if not destination.heard:
+            free = max(0, self._most_unheard - self._unheard)
+            left = destination.allowed - destination.in_flight - len(destination.waiting)
+            return Appetite(max(0, min(left, free)), destination.allowed)
+        whole = destination.allowed + self._soon(destination, now)
         if destination.paced is not None and destination.paced.rate is not None:
             whole = min(whole, max(1, math.ceil(destination.paced.rate * _AHEAD)))
         return Appetite(max(0, whole - destination.in_flight - len(destination.waiting)), whole)
@@ -209,14 +248,66 @@ class Destinations:
         if elapsed >= 2 * _MEASURED_FOR or (speed is None and elapsed >= self._patience):
             speed = destination.ended / elapsed  # it ended fewer than one in a while, or none yet
         if speed is None:
-            return destination.concurrency
+            return destination.allowed
         return max(1, math.ceil(min(speed * _AHEAD, 1e6)))
 
+    def _begin_waiting(self, name: str, destination: _Destination, now: float) -> list[Parcel]:
+        """What waits there and may begin."""
+        begun: list[Parcel] = []
+        waiting = destination.waiting
+        while waiting and destination.in_flight < destination.allowed:
+            if (not destination.heard and self._unheard >= self._most_unheard) or (
+                destination.paced is not None and pacing.ready_at(destination.pace) > now
+            ):
+                self._note_what_for(name, destination)
+                break
+            parcel = waiting.popleft()
+            self.waiting -= 1
+            self._begin(destination, parcel, now)
+            begun.append(parcel)
+        return begun
+
+    def _begin_kept_out(self, now: float) -> list[Parcel]:
+        """Each comes to its turn, and behind the others where it has more."""
+        begun: list[Parcel] = []
+        for name in list(self._kept_out):
+            if self._unheard >= self._most_unheard:
+                break
+            del self._kept_out[name]
+            destination = self._all.get(name)
+            if destination is not None:
+                begun += self._begin_waiting(name, destination, now)
+        return begun
+
+    def _begin(self, destination: _Destination, parcel: Parcel, now: float) -> None:
+        destination.in_flight += 1
+        if not destination.heard:
+            self._unheard += 1
+        if destination.paced is not None:
+            destination.pace = pacing.begun(destination.pace, destination.paced, len(parcel.request.body), now)
+
+    def _note_what_for(self, name: str, destination: _Destination) -> None:
+        """What the first that waits there waits for, where it is not the end of a send to it."""
+        if destination.in_flight >= destination.allowed:
+            return
+        if not destination.heard and self._unheard >= self._most_unheard:
+            self._kept_out[name] = None
+        elif destination.paced is not None:
+            self._note_moment(name, destination)
+
     def _note_moment(self, name: str, destination: _Destination) -> None:
-        """Where a place is free; where none is, the end of a send sees to it."""
-        if not destination.timed and destination.in_flight < destination.concurrency:
+        if not destination.timed and destination.in_flight < destination.allowed:
             destination.timed = True
             heapq.heappush(self._moments, (pacing.ready_at(destination.pace), name))
+
+    def _meet(self, receiver: Receiver, now: float) -> _Destination:
+        unlimited = receiver.rate is None and receiver.bandwidth is None
+        paced = None if unlimited else PaceRule(receiver.rate, receiver.bandwidth)
+        allowed, known_until = self._heard.get(receiver.name, (0, 0.0))
+        first = receiver.first_concurrency
+        heard = known_until > now
+        allowed = min(max(first, allowed), receiver.concurrency) if heard else first
+        return _Destination(receiver.concurrency, first, allowed, paced, heard=heard, measured_monotonic=now)
 
     def _forget_idle(self, name: str, destination: _Destination, now: float) -> None:
         """One that has a pace is known until what it has sent no longer counts."""
@@ -224,15 +315,8 @@ class Destinations:
             self._note_moment(name, destination)
             return
         del self._all[name]
-
-
-def _begin(destination: _Destination, parcel: Parcel, now: float) -> None:
-    destination.in_flight += 1
-    if destination.paced is not None:
-        destination.pace = pacing.begun(destination.pace, destination.paced, len(parcel.request.body), now)
-
-
-def _new(receiver: Receiver, now: float) -> _Destination:
-    unlimited = receiver.rate is None and receiver.bandwidth is None
-    paced = None if unlimited else PaceRule(receiver.rate, receiver.bandwidth)
-    return _Destination(receiver.concurrency, paced, measured_monotonic=now)
+        self._heard.pop(name, None)
+        if destination.heard:
+            if len(self._heard) >= _MOST_HEARD:
+                del self._heard[next(iter(self._heard))]
+            self._heard[name] = destination.allowed, now + _HEARD_FOR

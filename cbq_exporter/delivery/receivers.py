@@ -29,6 +29,8 @@ from cbq_exporter.policy.retry import RetryRule
 _REMEMBERED = 20_000  # hosts, and URLs where hosts do not decide
 _LONGEST_REMEMBERED = 256  # characters of a URL: there may be one a callback
 _AFTER_HOST = re.compile(r"[/?#]")
+_FIRST_PLACES = 4  # at least, while a destination has not answered; or:
+_FIRST_PART = 8  # an eighth of its concurrency
 _ANY = Match.read("*")
 
 T = TypeVar("T")
@@ -39,12 +41,14 @@ class Receiver:
     """What holds for a callback. ``name`` is the entry's, or the host where there is none.
 
     ``concurrency`` is not above that of the queue: more would wait where nobody sees that they wait.
-    Times are seconds, ``rate`` is requests a second, ``bandwidth`` bits a second, ``gzip_from`` bytes.
+    ``first_concurrency`` holds until it answers. Times are seconds, ``rate`` is requests a second, ``bandwidth`` bits a
+    second, ``gzip_from`` bytes.
     """
 
     name: str
     paused: bool
     concurrency: int
+    first_concurrency: int
     rate: float | None
     bandwidth: float | None
     timeout: float
@@ -148,11 +152,13 @@ def _usual(queue: QueueConfig, making: _Making) -> Receiver:
     """What holds where no entry fits."""
     delivery, again = queue.delivery, queue.retry
     place = f"queues[{queue.name}].delivery"
+    concurrency = min(delivery.per_destination.concurrency, delivery.concurrency)
     signer = making.signer(delivery.signing, place)
     return Receiver(
         name="",
         paused=False,
-        concurrency=min(delivery.per_destination.concurrency, delivery.concurrency),
+        concurrency=concurrency,
+        first_concurrency=_first(delivery, concurrency),
         rate=delivery.per_destination.rate,
         bandwidth=delivery.per_destination.bandwidth,
         timeout=delivery.timeout,
@@ -169,16 +175,23 @@ def _usual(queue: QueueConfig, making: _Making) -> Receiver:
     )
 
 
+def _first(delivery: DeliveryConfig, concurrency: int) -> int:
+    said = delivery.per_destination.first_concurrency
+    return min(concurrency, max(_FIRST_PLACES, concurrency // _FIRST_PART) if said is None else said)
+
+
 def _own(entry: DestinationConfig, usual: Receiver, making: _Making) -> Receiver:
     again, request = entry.retry, _request(entry.request, making.delivery.request)
     place = f"destinations[{entry.name}]"
     signer = _either(making.signer(entry.signing, place), usual.signer)
     coalesce = _either(entry.coalesce, usual.coalesce)
+    concurrency = min(_either(entry.concurrency, usual.concurrency), making.delivery.concurrency)
     differs = entry.request is not None or entry.signing is not None
     return Receiver(
         name=entry.name,
         paused=entry.paused,
-        concurrency=min(_either(entry.concurrency, usual.concurrency), making.delivery.concurrency),
+        concurrency=concurrency,
+        first_concurrency=_first(making.delivery, concurrency),
         rate=_either(entry.rate, usual.rate),
         bandwidth=_either(entry.bandwidth, usual.bandwidth),
         timeout=_either(entry.timeout, usual.timeout),

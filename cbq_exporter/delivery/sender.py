@@ -18,7 +18,7 @@ Ended = tuple[Parcel, Exchange]
 
 
 class Sender:
-    """``on_ended`` gets what the engine has finished, in batches."""
+    """``on_ended`` gets what the engine has finished, in batches. ``places`` is how many requests may be under way."""
 
     def __init__(
         self,
@@ -26,9 +26,10 @@ class Sender:
         *,
         on_ended: Callable[[list[Ended]], None],
         clock: Clock,
+        places: int,
     ) -> None:
         self._engine = make_engine(self._on_done)
-        self._destinations = Destinations()
+        self._destinations = Destinations(places=places)
         self._on_ended = on_ended
         self._clock = clock
         self._later: dict[Parcel, asyncio.TimerHandle] = {}
@@ -122,17 +123,15 @@ class Sender:
     def _on_done(self, exchanges: list[Exchange]) -> None:
         now = self._clock.monotonic()
         ended: list[Ended] = []
-        following = []
+        following: list[Parcel] = []
         ended_at = self._destinations.ended
         for exchange in exchanges:
             parcel: Parcel = exchange.tag
             parcel.request.tag = None  # they hold each other: without this only the garbage collector frees them
             ended.append((parcel, exchange))
-            after = ended_at(parcel.receiver.name, now)
-            if after is not None:
-                following.append(after.request)
+            following += ended_at(parcel.receiver.name, now, answered=exchange.status > 0)
         # First keep the line busy, then do the books.
         if following:
-            self._engine.submit(following)
+            self._engine.submit([after.request for after in following])
         self._await_moment(now)
         self._on_ended(ended)

@@ -18,6 +18,7 @@ import msgspec
 from cbq_exporter.model import FailureKind
 
 _MOST_DOUBLINGS = 40
+_ROW = 10  # windows without an attempt end a row of failures
 _JITTER = 0.2  # of the open time: receivers that failed together are not probed together
 _TOO_MANY_REQUESTS = 429
 
@@ -38,7 +39,8 @@ _SILENT = frozenset({FailureKind.LOCAL, FailureKind.BLOCKED, FailureKind.EXPIRED
 
 @dataclass(frozen=True, slots=True)
 class BreakerRule:
-    """Opens when ``failure_ratio`` of at least ``min_attempts`` in the ``window`` failed.
+    """Opens when ``failure_ratio`` of at least ``min_attempts`` in the ``window`` failed; or so many in a row, where
+    fewer are made in that time, such as to a receiver that lets each of few wait for its timeout.
 
     It stays open for ``open_for``, twice as long each time that a probe fails, up to ``longest_open``; then ``probes``
     successes in a row close it.
@@ -61,7 +63,8 @@ class Phase(StrEnum):
 class Circuit(msgspec.Struct, frozen=True, gc=False):
     """The circuit of one receiver.
 
-    Closed, it counts in two halves of the window: the one that began at ``half_began``, and the one before it.
+    Closed, it counts in two halves of the window: the one that began at ``half_began``, and the one before it; and
+    failures ``in_a_row``.
     Open, it is so until ``until``, for the ``openings``-th time in a row. Half-open, ``succeeded`` probes have.
     """
 
@@ -74,6 +77,7 @@ class Circuit(msgspec.Struct, frozen=True, gc=False):
     openings: int = 0
     until: float = 0.0
     succeeded: int = 0
+    in_a_row: int = 0
 
 
 def failed(kind: FailureKind | None, status: int) -> bool | None:
@@ -112,9 +116,15 @@ def record(circuit: Circuit, rule: BreakerRule, *, succeeded: int, failed: int, 
         began = circuit.half_began + half if recent else now
         attempts, failures = succeeded + failed, failed
     of_all, bad = attempts + attempts_before, failures + failures_before
+    goes_on = not succeeded and now - circuit.half_began < _ROW * rule.window
+    in_a_row = failed + (circuit.in_a_row if goes_on else 0)
     if failed and of_all >= rule.min_attempts and bad >= rule.failure_ratio * of_all:
         return _opened(1, rule, now, roll)
-    return Circuit(Phase.CLOSED, began, attempts, failures, attempts_before, failures_before)
+    if failed and bad == of_all and in_a_row >= rule.min_attempts:
+        return _opened(1, rule, now, roll)
+    return Circuit(
+        Phase.CLOSED, began, attempts, failures, attempts_before, failures_before, in_a_row=0 if succeeded else in_a_row
+    )
 
 
 def probing(circuit: Circuit, now: float) -> Circuit:
@@ -137,7 +147,8 @@ def places(circuit: Circuit, rule: BreakerRule) -> int | None:
 
 def says_nothing(circuit: Circuit, rule: BreakerRule, now: float) -> bool:
     """Whether a new one in its place would be the same from now on."""
-    return circuit.phase is Phase.CLOSED and now - circuit.half_began >= rule.window
+    kept = _ROW * rule.window if circuit.in_a_row else rule.window
+    return circuit.phase is Phase.CLOSED and now - circuit.half_began >= kept
 
 
 def _opened(openings: int, rule: BreakerRule, now: float, roll: float) -> Circuit:

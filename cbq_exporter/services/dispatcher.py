@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 _LONGEST_RUN = 1.0  # seconds; a backlog is drained in many runs, so that the schedule sees them end
 _STANDBY_LOOK = 1.0  # seconds: how often a standby looks at the lock at least
+_LOOK_FOR_ROOM = 0.05  # seconds: who does not answer makes room for others within this
 _SHORTEST_LOOK = 0.02  # seconds: while callbacks wait for their batch to fill
 _LONGEST_LOOK = 1.0
 _MOST_GATHERED = 10_000  # callbacks held for requests that carry several
@@ -88,7 +89,9 @@ class Dispatcher:
         )
         self._most_in_one = receivers.largest_bundle
         make_sender = Sender if self._most_in_one == 1 else Coalescer
-        self._sender = make_sender(make_engine, on_ended=self._on_ended, clock=clock)
+        # Destinations that do not answer shall not take all the room here, however large their requests are.
+        places = max(1, min(config.delivery.concurrency, _MOST_GATHERED // self._most_in_one))
+        self._sender = make_sender(make_engine, on_ended=self._on_ended, clock=clock, places=places)
         self._turns = Turns() if config.delivery.order_by else None
         self._holding = Holding(
             config.name, queue, breakers, self._sender, instruments, clock, self._under_way, batch.size
@@ -282,7 +285,7 @@ class Dispatcher:
     async def _wait_for_room(self) -> None:
         self._room_made.clear()
         try:
-            async with asyncio.timeout(0.25):
+            async with asyncio.timeout(_LOOK_FOR_ROOM):
                 await self._room_made.wait()
         except TimeoutError:
             return
@@ -323,7 +326,7 @@ class Dispatcher:
             self._pause(judged.gone)
         if not self._stopping and self._holding:
             self._settle(self._holding.put_off_behind_opened())
-            if self._at_rest.is_set():
+            if self._at_rest.is_set() and any(self._holding.concerns(parcel.destination) for parcel, _ in ended):
                 self._on_retry(0.0)  # what has ended makes room for what waits, or tells the store of a circuit
 
     def _pause(self, gone: Mapping[str, str]) -> None:

@@ -47,6 +47,10 @@ class Holding:
         """Whether anything is held back: where not, nobody needs to ask."""
         return bool(self.circuits.unwell or self._backlogs)
 
+    def concerns(self, name: str) -> bool:
+        """Whether the end of a send to it may let something go, or is to be told to the store."""
+        return name in self._backlogs or name in self.circuits.unwell or self.circuits.unsaved
+
     # --- one callback ------------------------------------------------------------------------
 
     def begin_batch(self) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from cbq_exporter.store.keys import QueueKeys
@@ -131,6 +131,24 @@ def test_ten_behind_thousands_for_one_that_never_answers_are_sent_within_seconds
             until(lambda: time.monotonic() - began > 2.0)
             assert sum(entry["calls"] for entry in client.info("commandstats").values()) < 200
             assert lengths(client)["retry"] == waiting
+
+
+def test_healthy_ones_go_on_at_once_behind_sixteen_that_never_answer(server: Server) -> None:
+    """With a place for each of 32 callbacks they would take all 256 there are, for a timeout of 15 s."""
+    client: Any = server.client
+    with ExitStack() as stack:
+        holes = [stack.enter_context(black_hole()) for _ in range(16)]
+        first, well = stack.enter_context(CountingReceiver()), stack.enter_context(CountingReceiver())
+        daemon = stack.enter_context(Daemon(server.url, queue()))
+        push(client, item(first.url, 0))
+        until(lambda: first.requests == 1)
+        push(client, *(item(hole, number) for number in range(50) for hole in holes))
+        push(client, *(item(well.url, number) for number in range(200)))
+        began = time.monotonic()
+        until(lambda: well.requests == 200, what=daemon.log)
+        assert time.monotonic() - began < 5.0
+        in_flight = [daemon.metrics().get("cbq_destination_in_flight", destination=host_of(hole)) for hole in holes]
+        assert in_flight == [4.0] * 16
 
 
 def test_what_a_slow_one_could_not_take_follows_in_its_order_as_it_goes_out(server: Server) -> None:

@@ -18,11 +18,11 @@ from redis.retry import Retry
 
 from tests.e2e.bare_client import PREFIX, item, lengths, number_of, push, wait_until_settled
 from tests.support.counting_receiver import CountingReceiver
-from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
+from tests.support.daemons import AT_ONCE, SHORT_LIVED, Daemon, queue, until
 from tests.support.receiver import Receiver, held
 from tests.support.servers import Server
 
-CONFIG = queue(SHORT_LIVED)
+CONFIG = queue(SHORT_LIVED, AT_ONCE)
 IDLE_SHARE = 0.25  # of a core, at most, while Redis is away; spinning takes all of one
 
 
@@ -110,7 +110,7 @@ def test_redis_hangs(place: Place) -> None:
 def test_redis_hangs_while_sends_are_on_their_way(server: Server) -> None:
     """The ends of sends are stored when it answers again, once, however often that was tried meanwhile."""
     client = server.client
-    config = queue(SHORT_LIVED, delivery={"timeout": "10s", "lease": "11s"})
+    config = queue(SHORT_LIVED, AT_ONCE, delivery={"timeout": "10s", "lease": "11s"})
     with Receiver() as receiver, Daemon(server.url, config) as daemon:
         push(client, *(item(receiver.on("/", held), n) for n in range(10)))
         receiver.wait_for_requests(10)

@@ -16,7 +16,7 @@ import redis
 
 from tests.e2e.bare_client import PREFIX, item, lengths, number_of, push, wait_until_settled
 from tests.support.counting_receiver import CountingReceiver
-from tests.support.daemons import Daemon, queue, until
+from tests.support.daemons import AT_ONCE, Daemon, queue, until
 from tests.support.receiver import Receiver, held
 from tests.support.servers import Server
 
@@ -145,7 +145,7 @@ def test_queues_come_and_go_while_they_are_scraped(server: Server, tmp_path: Pat
     with Receiver() as receiver, daemon_with_token(server.url, tmp_path, queue(OFTEN)) as daemon:
         daemon.wait_until_ready()
         with again_and_again(lambda: daemon.get("/metrics")) as scrapes:
-            daemon.configure(queue(OFTEN), second(OFTEN))
+            daemon.configure(queue(OFTEN), second(OFTEN, AT_ONCE))
             daemon.send_signal(signal.SIGHUP)
             push(client, item(receiver.url("/")), prefix="second")
             receiver.wait_for_requests(1)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.bare_client import PREFIX, item, kept, lengths, number_of, push, wait_until_settled
 from tests.support.counting_receiver import CountingReceiver
-from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
+from tests.support.daemons import AT_ONCE, SHORT_LIVED, Daemon, queue, until
 from tests.support.receiver import Receiver, held, never_answer
 from tests.support.servers import Server
 
@@ -155,7 +155,7 @@ def test_a_second_signal_ends_it_at_once_and_loses_nothing(server: Server) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["gone", "hung"])
 def test_it_ends_while_redis_cannot_be_reached(how: str) -> None:
-    config = queue(SHORT_LIVED)
+    config = queue(SHORT_LIVED, AT_ONCE)
     with Server(durable=True) as server, Receiver() as receiver:
         with Daemon(server.url, config, grace="1s") as daemon:
             push(server.client, *(item(receiver.on("/", held), n) for n in range(5)))

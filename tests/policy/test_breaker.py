@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +39,19 @@ def test_it_opens_for_a_ratio_of_enough_attempts_and_not_for_fewer() -> None:
     assert after(well, 2.0, failed=100).phase is Phase.OPEN
     # A success never opens one, however bad things were.
     assert after(after(Circuit(), 1.0, failed=9), 2.0, succeeded=1).phase is Phase.CLOSED
+
+
+def test_a_row_of_failures_opens_it_however_long_they_take() -> None:
+    """A receiver that lets four at a time wait for 15 s."""
+    circuit = Circuit()
+    for round_ in range(2):
+        circuit = after(circuit, 15.0 * round_, failed=4)
+        assert circuit.phase is Phase.CLOSED
+    assert after(circuit, 60.0, failed=4).phase is Phase.OPEN
+    assert after(after(circuit, 60.0, succeeded=1), 100.0, failed=4).phase is Phase.CLOSED  # the row has ended
+    assert after(circuit, 400.0, failed=4).phase is Phase.CLOSED  # it was too long ago
+    assert not breaker.says_nothing(circuit, RULE, 100.0)
+    assert breaker.says_nothing(circuit, RULE, 400.0)
 
 
 def test_what_was_before_the_window_does_not_count() -> None:
@@ -110,8 +125,10 @@ def test_whatever_happens(
                 assert not failures
                 assert before.succeeded + succeeded >= probes
             case Phase.CLOSED, Phase.OPEN:
-                seen = [(s, f) for at, s, f in [*recent, (now, succeeded, failures)] if now - at <= rule.window + 1e-6]
-                assert sum(s + f for s, f in seen) >= min_attempts
+                all_of_them = [*recent, (now, succeeded, failures)]
+                seen = [(s, f) for at, s, f in all_of_them if now - at <= rule.window + 1e-6]
+                in_a_row = sum(f for _, _, f in takewhile(lambda one: not one[1], reversed(all_of_them)))
+                assert max(sum(s + f for s, f in seen), in_a_row) >= min_attempts
                 assert any(f for _, f in seen)
             case _:
                 pass

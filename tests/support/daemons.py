@@ -46,6 +46,9 @@ SHORT_LIVED: dict[str, Any] = {
     "lock": {"ttl": "1s"},
 }
 
+# One that does not answer gets all its places.
+AT_ONCE: dict[str, Any] = {"delivery": {"per_destination": {"first_concurrency": 32}}}
+
 
 def until(condition: Callable[[], T], timeout: float = 15.0, what: object = "") -> T:
     """Wait for ``condition`` to be true and return it; TimeoutError says ``what`` (called, where it can be)."""
