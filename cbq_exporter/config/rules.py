@@ -137,6 +137,14 @@ def refuse_repeated_destinations(config: Config) -> Iterator[Finding]:
                 yield Finding(place, repr(value), f"must be unique; it is also {shown(first)}", (first,))
 
 
+def refuse_destination_called_other(config: Config) -> Iterator[Finding]:
+    """A destination with the `name` `other`: metrics call so all those beyond `destination_series_limit`."""
+    for position, entry in enumerate(config.destinations):
+        if entry.name == "other":
+            told = "must be another name: metrics count under this one what is beyond destination_series_limit"
+            yield Finding(("destinations", position, "name"), repr(entry.name), told)
+
+
 def refuse_slow_destinations(config: Config) -> Iterator[Finding]:
     """A destination's `timeout` longer than the `delivery.timeout` of a queue that sends, by which leases are made."""
     for position, entry in enumerate(config.destinations):
@@ -291,6 +299,7 @@ RULES: tuple[Rule, ...] = (
     refuse_open_mutation,
     refuse_unfit_routes,
     refuse_repeated_destinations,
+    refuse_destination_called_other,
     refuse_slow_destinations,
     requests.refuse_signing_without_secrets,
     requests.refuse_headers_of_signatures,

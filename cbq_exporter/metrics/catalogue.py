@@ -138,7 +138,8 @@ CATALOGUE: tuple[Definition, ...] = (
         "paused_destinations",
         "gauge",
         _QUEUE,
-        "Destinations that are paused: by an operator, by an alert, or as they answered that they are gone.",
+        "Destinations that are paused: by an operator, by an alert, or as they answered that they are gone. Those "
+        "paused by the configuration are not counted.",
         "Callbacks of theirs wait in retry.",
     ),
     Definition(

@@ -125,6 +125,13 @@ CASES = [
         "destinations: [{name: a, match: a.example, request: {item_headers: [X-A]}}]",
     ),
     Case(
+        rules.refuse_destination_called_other,
+        "destinations: [{name: a, match: a.example}, {name: other, match: b.example}]",
+        "destinations[1].name: found 'other'; must be another name: metrics count under this one what is beyond "
+        "destination_series_limit",
+        "destinations: [{name: a, match: a.example}, {name: others, match: b.example}]",
+    ),
+    Case(
         rules.refuse_repeated_names,
         "queues: [{name: a, prefix: a}, {name: b, prefix: b}, {name: a, prefix: c}]",
         "queues[2].name: found 'a'; must be unique; it is also queues[0].name",
