@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 import yaml
 
 from cbq_exporter.config import load
+from cbq_exporter.delivery.egress import EgressPolicy
 from monitoring.places import JOB
 from monitoring.rules import ALERTS, RECORDINGS
+from tests.support.daemons import Daemon
 from tests.support.prometheus import program
+from tests.support.servers import Server
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy/kubernetes"
 VERSIONS = ("1.27", "1.34")  # the first with unhealthyPodEvictionPolicy on by default, and a recent one
@@ -136,6 +140,31 @@ def test_they_agree_with_the_daemon(tmp_path: Path) -> None:
     assert MANIFESTS["Deployment"]["spec"]["replicas"] > 1
     assert {one["name"] for one in pod["volumes"]} == {one["name"] for one in container["volumeMounts"]}
     assert KUSTOMIZATION["images"][0]["name"] == container["image"]
+
+
+def test_the_probes_are_answered(server: Server) -> None:
+    (container,) = MANIFESTS["Deployment"]["spec"]["template"]["spec"]["containers"]
+    (port,) = container["ports"]
+    with Daemon(server.url) as daemon:
+        daemon.wait_until_ready()
+        for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+            asked = container[probe]["httpGet"]
+            assert asked["port"] == port["name"]
+            assert daemon.get(asked["path"])[0] == 200
+
+
+def test_the_network_lets_out_to_the_public_what_the_daemon_would_send() -> None:
+    policy = MANIFESTS["NetworkPolicy"]["spec"]
+    assert policy["ingress"][0]["ports"][0]["port"] == MANIFESTS["Service"]["spec"]["ports"][0]["targetPort"]
+    (public,) = (rule for rule in policy["egress"] if any("ipBlock" in to for to in rule["to"]))
+    assert {one["port"] for one in public["ports"]} == {80, 443}
+    guard = EgressPolicy()
+    blocks = [to["ipBlock"] for to in public["to"]]
+    for kept in (kept for block in blocks for kept in block.get("except", [])):
+        assert guard.verdict(str(ip_network(kept)[1])), f"the daemon would send to {kept}, and the network would not"
+    for address in ("8.8.8.8", "198.51.99.1", "2606:4700:4700::1111"):
+        assert guard.verdict(address) is None
+        assert any(ip_address(address) in ip_network(block["cidr"]) for block in blocks)
 
 
 def test_nothing_more_is_allowed_than_the_strictest_policy_allows() -> None:
