@@ -34,6 +34,8 @@ _RESOLVED_FOR = 60  # seconds that an address is kept; libcurl keeps at most 29,
 _STALE_DROPPED_EVERY = 1
 _FOR_EVER = -1
 _LARGE_BODY = 16 * 1024  # libcurl sends less than this with one call
+# Bytes that libcurl sends with one call at most. Its own choice would keep a body of 1 MiB for 16 turns.
+_USUAL_PIECE, _LARGE_PIECE = 64 * 1024, 256 * 1024
 _QUIET_ROUNDS = 2
 _ORIGINS_KEPT = 10_000
 _LINES_KEPT = 8  # a line may have 100 KiB
@@ -96,6 +98,7 @@ class Slot:
         "_lines",
         "_loaded_monotonic",
         "_origin",
+        "_piece",
         "_quiet",
         "_resolved_for",
         "_sent",
@@ -137,6 +140,7 @@ class Slot:
         self._headers: list[str] | None = None
         self._timeout = self._connect_timeout = 0.0
         self._resolved_for = _RESOLVED_FOR
+        self._piece = _USUAL_PIECE
         for option, value in (
             (pycurl.NOSIGNAL, 1),
             (pycurl.FOLLOWLOCATION, 0),
@@ -224,6 +228,10 @@ class Slot:
         if resolved_for != self._resolved_for:
             curl.setopt(pycurl.DNS_CACHE_TIMEOUT, resolved_for)
             self._resolved_for = resolved_for
+        piece = _LARGE_PIECE if len(body) > _USUAL_PIECE else _USUAL_PIECE
+        if piece != self._piece:
+            curl.setopt(pycurl.UPLOAD_BUFFERSIZE, piece)
+            self._piece = piece
         curl.setopt(pycurl.POSTFIELDS, body)
         self.is_large = len(body) > _LARGE_BODY
         self._sent = self._quiet = 0
@@ -241,7 +249,7 @@ class Slot:
     def is_sending(self) -> bool:
         """Whether libcurl may have stopped before the socket was full.
 
-        It sends at most 64 KiB a call and expects to be told that there is room, which an
+        It sends at most one piece a call and expects to be told that there is room, which an
         edge-triggered poll does not say again. Once nothing moves any more, the socket is full (its next
         room is an edge) or all is sent. Not moving is believed the second time: the first call may have
         emptied libcurl's own buffer only.
