@@ -50,6 +50,16 @@ class Opened:
     ended: Sequence[Ended]
     again: Sequence[Sequence[Parcel]] = ()
 
+    @property
+    def size(self) -> int:
+        return len(self.ended) + sum(map(len, self.again))
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some were taken and others not."""
+        failed = sum(exchange.failure is not None for _, exchange in self.ended)
+        return 0 < failed < len(self.ended)
+
 
 # --- making ----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from cbq_exporter.clock import Clock
 from cbq_exporter.config import CoalesceConfig
 from cbq_exporter.delivery import bundles
-from cbq_exporter.delivery.bundles import Bundle
+from cbq_exporter.delivery.bundles import Bundle, Opened
 from cbq_exporter.delivery.destinations import Appetite, Parcel
 from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange, cancelled
@@ -39,9 +39,12 @@ class Coalescer(Sender):
         on_ended: Callable[[list[Ended]], None],
         clock: Clock,
         places: int,
+        on_opened: Callable[[Opened], None] = lambda _: None,
     ) -> None:
+        """``on_opened`` is told what came of each request that carried several."""
         super().__init__(make_engine, on_ended=self._on_requests_ended, clock=clock, places=places)
         self._tell = on_ended
+        self._on_opened = on_opened
         self._gatherings: dict[tuple[object, ...], _Gathering] = {}  # by kind
         self._stopping = False
 
@@ -130,6 +133,7 @@ class Coalescer(Sender):
                 told.append((parcel, exchange))
                 continue
             result = bundles.opened(parcel, exchange)
+            self._on_opened(result)
             told += result.ended
             again += map(_together, result.again)
         if again and self._stopping:

@@ -283,6 +283,29 @@ CATALOGUE: tuple[Definition, ...] = (
         "batch_flushes_total", "counter", ("queue", "reason"), "Batches, by what made them due.", "Tuning of batch.*."
     ),
     Definition(
+        "bundle_size_callbacks",
+        "histogram",
+        _QUEUE,
+        "Callbacks in a request that carried several, where coalesce asks for that. Their number is that of the "
+        "requests, their sum that of the callbacks in them; what went alone is not counted.",
+        "How well it coalesces.",
+        BATCH_BUCKETS,
+    ),
+    Definition(
+        "bundle_splits_total",
+        "counter",
+        _QUEUE,
+        "Requests that carried several callbacks and were answered 400, 413 or 422: their halves go again.",
+        "A callback that spoils others, or requests that are too large for their receiver.",
+    ),
+    Definition(
+        "bundle_partial_results_total",
+        "counter",
+        _QUEUE,
+        "Requests of which the receiver took some callbacks and not others, by its results for each.",
+        "Callbacks that fail beside others that do not.",
+    ),
+    Definition(
         "destination_in_flight", "gauge", _DESTINATION, "Requests under way.", "A receiver that holds everything up."
     ),
     Definition(

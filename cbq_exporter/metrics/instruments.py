@@ -109,6 +109,9 @@ class QueueInstruments:
     retried: Mapping[FailureKind, Number]
     flushes: Mapping[FlushReason, Number]
     batch_size: Observed
+    bundle_size: Observed
+    bundle_splits: Number
+    bundle_partial_results: Number
     lag: Observed
     recovered: Mapping[Trigger, Number]
     recovery_ineffective: Number
@@ -230,6 +233,9 @@ class _Families:
         self.lag = histogram("delivery_lag_seconds")
         self.batch_size = histogram("batch_size_callbacks")
         self.flushes = counter("batch_flushes_total")
+        self.bundle_size = histogram("bundle_size_callbacks")
+        self.bundle_splits = counter("bundle_splits_total")
+        self.bundle_partial_results = counter("bundle_partial_results_total")
         self.in_flight = gauge("destination_in_flight")
         self.throttled = counter("destination_throttled_total")
         self.circuit = gauge("destination_circuit_state")
@@ -279,6 +285,9 @@ class _Families:
             retried=each(self.retried, FailureKind),
             flushes=each(self.flushes, FlushReason),
             batch_size=self.batch_size.labels(name),
+            bundle_size=self.bundle_size.labels(name),
+            bundle_splits=self.bundle_splits.labels(name),
+            bundle_partial_results=self.bundle_partial_results.labels(name),
             lag=self.lag.labels(name),
             recovered=each(self.recovered, Trigger),
             recovery_ineffective=self.recovery_ineffective.labels(name),

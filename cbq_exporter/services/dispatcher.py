@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from cbq_exporter.clock import Clock
 from cbq_exporter.config import QueueConfig
+from cbq_exporter.delivery.bundles import Opened
 from cbq_exporter.delivery.coalescing import Coalescer
 from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.engine import Engine
@@ -88,10 +89,15 @@ class Dispatcher:
             batch.early.delay if batch.early else 0.0,
         )
         self._most_in_one = receivers.largest_bundle
-        make_sender = Sender if self._most_in_one == 1 else Coalescer
         # Destinations that do not answer shall not take all the room here, however large their requests are.
         places = max(1, min(config.delivery.concurrency, _MOST_GATHERED // self._most_in_one))
-        self._sender = make_sender(make_engine, on_ended=self._on_ended, clock=clock, places=places)
+        self._sender: Sender
+        if self._most_in_one == 1:
+            self._sender = Sender(make_engine, on_ended=self._on_ended, clock=clock, places=places)
+        else:
+            self._sender = Coalescer(
+                make_engine, on_ended=self._on_ended, clock=clock, places=places, on_opened=self._count_bundle
+            )
         self._turns = Turns() if config.delivery.order_by else None
         self._holding = Holding(
             config.name, queue, breakers, self._sender, instruments, clock, self._under_way, batch.size
@@ -328,6 +334,13 @@ class Dispatcher:
             self._settle(self._holding.put_off_behind_opened())
             if self._at_rest.is_set() and any(self._holding.concerns(parcel.destination) for parcel, _ in ended):
                 self._on_retry(0.0)  # what has ended makes room for what waits, or tells the store of a circuit
+
+    def _count_bundle(self, opened: Opened) -> None:
+        self._instruments.bundle_size.observe(opened.size)
+        if opened.again:
+            self._instruments.bundle_splits.inc()
+        elif opened.is_partial:
+            self._instruments.bundle_partial_results.inc()
 
     def _pause(self, gone: Mapping[str, str]) -> None:
         """Send nothing more to these destinations; the store is told with the next run."""

@@ -136,6 +136,20 @@ _DELIVERING = Row(
             bad=thresholds.NO_SEND,
             empty="none waits",
         ),
+        Panel(
+            "Requests with several callbacks",
+            "Where coalesce gathers callbacks: requests a second that carried several, the callbacks in them, requests "
+            "whose halves had to go again (400, 413, 422), and those of which only some callbacks were taken.",
+            PER_SECOND,
+            (
+                Query(rate("cbq_bundle_size_callbacks_count", "queue"), "{{queue}} requests"),
+                Query(rate("cbq_bundle_size_callbacks_sum", "queue"), "{{queue}} callbacks"),
+                Query(rate("cbq_bundle_splits_total", "queue"), "{{queue}} halved"),
+                Query(rate("cbq_bundle_partial_results_total", "queue"), "{{queue}} taken in part"),
+            ),
+            wide=24,
+            high=5,
+        ),
     ),
 )
 

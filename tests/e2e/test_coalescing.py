@@ -60,7 +60,11 @@ def test_callbacks_for_one_url_go_together(server: Server) -> None:
         assert first.headers["content-type"] == "application/json"
         assert first.headers["webhook-id"] not in own
         until(lambda: daemon.metrics().get("cbq_callbacks_delivered_total") == 50)
-        assert daemon.metrics().get("cbq_delivery_attempts_total") == 50
+        metrics = daemon.metrics()
+        assert metrics.get("cbq_delivery_attempts_total") == 50
+        assert metrics.get("cbq_bundle_size_callbacks_count") == len(receiver.requests) == 6
+        assert metrics.get("cbq_bundle_size_callbacks_sum") == 50
+        assert metrics.get("cbq_bundle_splits_total") == metrics.get("cbq_bundle_partial_results_total") == 0
 
 
 def test_the_signature_is_of_the_whole(server: Server, tmp_path: Path) -> None:
@@ -110,6 +114,7 @@ def test_each_result_is_its_own_attempt_and_its_own_end(server: Server, own_proc
         failures = daemon.metrics()
         assert failures.get("cbq_delivery_failures_total", kind="http_4xx") == 1
         assert failures.get("cbq_delivery_failures_total", kind="http_5xx") == 2
+        assert failures.get("cbq_bundle_partial_results_total") == 1  # number 7 went alone afterwards
 
 
 def test_one_poison_is_found_and_the_others_are_delivered(server: Server) -> None:
@@ -124,6 +129,7 @@ def test_one_poison_is_found_and_the_others_are_delivered(server: Server) -> Non
         letter = by_payload(dead_letters(server.url))[payloads[37]]
         assert (letter.reason, letter.attempts, letter.failure.status) == ("rejected", 1, 422)
         assert daemon.metrics().get("cbq_delivery_attempts_total") == 100  # parts of a bundle are no attempts
+        assert daemon.metrics().get("cbq_bundle_splits_total") in (6, 7)
 
 
 def test_what_is_too_large_together_goes_in_parts(server: Server) -> None:

@@ -31,6 +31,9 @@ def test_every_known_label_set_starts_at_zero() -> None:
             *[("fenced_total", {"operation": operation}) for operation in ("claim", "settle", "extend")],
             *[(f"{name}_count", {}) for name in ("delivery_duration_seconds", "delivery_lag_seconds")],
             ("batch_size_callbacks_count", {}),
+            ("bundle_size_callbacks_count", {}),
+            ("bundle_splits_total", {}),
+            ("bundle_partial_results_total", {}),
             ("dispatch_leader", {}),
         ]
         for name, labels in known:
