@@ -114,7 +114,13 @@ class Workshop:
                 known = {**environment, **stage.environment}
                 folder = self.here(stage.workdir)
                 subprocess.run(
-                    ["sh", "-c", here], cwd=folder, env=known, check=True, capture_output=True, text=True, timeout=600
+                    ["nice", "-n", "10", "sh", "-c", here],
+                    cwd=folder,
+                    env=known,
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                    timeout=600,
                 )
 
 
