@@ -1,8 +1,7 @@
 """The trash of one queue: what resets have moved out of the way, each under an id, until it expires or is put back.
 
-A reset moves all keys but four: the fence only ever counts up, because ids are made from it; the order forgets what is
-nowhere by itself; a pause is an operator's decision, not a part of the queue; and what is known about daemons, locks
-and resets is no content.
+A reset moves all keys but three: the fence only ever counts up, because ids are made from it; a pause is an operator's
+decision, not a part of the queue; and what is known about daemons, locks and resets is no content.
 """
 
 from __future__ import annotations
@@ -31,9 +30,10 @@ _PUT_BACK = (
     *("pending", "processing", "leases", "retry", "dead", "records", "payloads", "returned"),
     *("stats_queued", "stats_sent", "stats_failed"),
 )
-# What a reset moves out of the way too. A lock and a time of sending are true only when they are written, and a
-# sighting must not make a callback stuck at the moment it comes back.
-_LEFT = ("lock", "last_send", "sightings")
+# What a reset moves out of the way too. The places in the order come back with those who have them. A lock and a time
+# of sending are true only when they are written, and a sighting must not make a callback stuck at the moment it comes
+# back.
+_LEFT = ("order", "lock", "last_send", "sightings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Trash:
         """
         k, there = self._keys, self._keys.trash_of(trash_id)
         keys = [getattr(of, part) for of in (k, there) for part in _PUT_BACK]
-        keys += [k.trash, k.trash_notes, *(getattr(there, part) for part in _LEFT)]
+        keys += [k.trash, k.trash_notes, k.order, *(getattr(there, part) for part in _LEFT)]
         arguments = [trash_id, _MOST_ITEMS, _MOST_BYTES, STATS_TTL]
         more, moved = await self._connections.run_named("undo", keys, arguments)
         if more < 0:

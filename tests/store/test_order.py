@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ from cbq_exporter.model import (
     Retry,
     Settled,
 )
+from cbq_exporter.store.healing import Healing
+from cbq_exporter.store.trash import Trash
 from tests.support.queues import FAILURE, DrivenQueue
 from tests.support.servers import Server
 
@@ -220,6 +223,80 @@ def test_what_somebody_has_deleted_is_waited_for_by_nobody(q: DrivenQueue) -> No
     push(q, item("a", 4))
     assert numbers(claim(q)) == [4]
     assert order(q) == 1
+
+
+def test_what_another_worker_took_out_of_pending_is_waited_for_until_nothing_is_there(q: DrivenQueue) -> None:
+    push(q, item("a", 1), item("a", 2))
+    one, two = claim(q).items
+    q.settle(RETRY_LATER, two)
+    q.settle(PutBack(), one)
+    assert q.redis.lpop(q.keys.pending) == one.payload
+    push(q, item("b", 3))
+    q.let_retries_be_due()
+    assert numbers(claim(q, 1)) == [3]
+    q.let_retries_be_due()
+    assert numbers(claim(q)) == [2]
+
+
+def test_what_another_worker_took_and_left_has_its_place_again(q: DrivenQueue, each_server: Server) -> None:
+    push(q, item("a", 1), item("a", 2))
+    one, two = claim(q).items
+    q.do(q.queue.put_back([one, two]))
+    q.redis.lmove(q.keys.pending, q.keys.processing)
+    healing = Healing(q.connections, q.keys)
+    q.do(healing.look_at_processing(3600.0))
+    assert q.do(healing.recover_stuck(0.0, 3)).returned == 1
+    assert [(again.turn, again.recoveries) for again in claim(q).items] == [(one.turn, 1), (two.turn, 0)]
+
+
+def test_what_waits_since_before_there_was_an_order_has_its_place_among_the_others(q: DrivenQueue) -> None:
+    push(q, item("a", 1), item("a", 2))
+    one, two = q.claim().items
+    q.settle(RETRY_LATER, two)
+    push(q, item("a", 3))
+    (three,) = claim(q).items
+    q.let_retries_be_due()
+    push(q, item("b", 4))
+    assert numbers(claim(q)) == [4]
+    push(q, item("a", 5))
+    assert numbers(claim(q)) == []
+    q.settle(DELIVERED, one, three)
+    assert numbers(claim(q)) == [2, 5]
+
+
+@pytest.mark.parametrize("count", [1, 700])
+def test_a_reset_takes_the_places_along_and_an_undo_brings_them_back(q: DrivenQueue, count: int) -> None:
+    push(q, item("a", 1), *(item(f"b{n}", n) for n in range(count)), item("a", 2), item("a", 3), item("a", 4))
+    claimed = {number: one for one in claim(q, 4).items for number in numbers([one])}
+    push(q, item("a", 5))
+    while claim(q).pending_left:
+        pass
+    q.settle(RETRY_LATER, claimed[1])
+    trash = Trash(q.connections, q.keys)
+    trash_id = q.do(trash.move(3600.0, round(time.time() * 1000), {}))
+    assert trash_id is not None
+    assert order(q) == 0
+    push(q, item("a", 6))
+    (six,) = claim(q).items
+    assert numbers([six]) == [6]
+
+    async def put_back() -> int:
+        return sum([part async for part in trash.put_back(trash_id)])
+
+    assert q.do(put_back()) == count + 5
+    q.settle(DELIVERED, six)
+    q.let_leases_run_out()
+    q.do(q.queue.recover_expired(3))
+    for_a: list[int] = []
+    for _ in range(2000):
+        q.let_retries_be_due()
+        taken = claim(q).items
+        if not taken:
+            break
+        for_a += [n for one in taken if b'"a"' in one.payload for n in numbers([one])]
+        q.settle(DELIVERED, *taken)
+    assert for_a == [1, 2, 3, 4, 5]
+    assert sum(q.everywhere.values()) == order(q) == 0
 
 
 def test_nothing_of_it_is_left_without_it(q: DrivenQueue) -> None:

@@ -10,6 +10,7 @@ CBQ_TEST_EXAMPLES=5000 makes the run long and random; without it, it is short an
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 
@@ -23,9 +24,10 @@ from cbq_exporter.services.dead_letters import Selection
 from cbq_exporter.services.operations import RetryDead, Undo, parts
 from cbq_exporter.store import trash
 from tests.store.state_machine.invariants import Invariants
+from tests.store.state_machine.model import ORDER_BY
 from tests.store.state_machine.operating import LEAST_GROWTH, UNDO_AT_ONCE, Operating
 from tests.store.state_machine.sending import Sending, outcomes
-from tests.store.state_machine.world import KEYS, PREFIX, QUEUE, WatchedConnections, payloads
+from tests.store.state_machine.world import KEYS, PAYLOADS, PREFIX, QUEUE, WatchedConnections, payloads
 from tests.support.foreign_worker import ForeignWorker
 from tests.support.servers import Server
 
@@ -36,14 +38,22 @@ class Machine(Sending, Operating, Invariants):
         held=st.lists(payloads, max_size=4),
         others_held=st.lists(payloads, max_size=4),
         queued=st.lists(payloads, max_size=4),
+        ordered=st.booleans(),
     )
     def there_is_something_in_every_place(
-        self, fates: list[tuple[bytes, Outcome]], held: list[bytes], others_held: list[bytes], queued: list[bytes]
+        self,
+        fates: list[tuple[bytes, Outcome]],
+        held: list[bytes],
+        others_held: list[bytes],
+        queued: list[bytes],
+        ordered: bool,
     ) -> None:
+        self.order_by = ORDER_BY if ordered else None
         for payload, outcome in fates:
             self.others_produce(payload)
+            before = len(self.claimed)
             self.lead_and_claim(0, 1, 1, None)
-            self.settle([(self.claimed[-1], outcome)])
+            self.settle([(claimed, outcome) for claimed in self.claimed[before:]])
         for payload in held:
             self.others_produce(payload)
         self.lead_and_claim(0, 5, 10_000, None)
@@ -76,12 +86,35 @@ class Machine(Sending, Operating, Invariants):
             self.retry_becomes_due(name)
         self.connections.check()
         self.keep_lock(0)
+        waited = 0
         while self.model.pending or self.model.retry:
-            first = len(self.claimed)
-            self.claim(0, 50, 10_000, None)
-            self.settle([(claimed, Delivered()) for claimed in self.claimed[first:]])
+            if not self._deliver_what_may_go():
+                waited += 1
+                assert waited == 1, "it waits for what has ended"
+                for name in self.model.retry:  # a minute later: nobody has woken it
+                    self.retry_becomes_due(name)
+        self._the_order_forgets_what_is_nowhere()
         assert self.redis.llen(KEYS.processing) == 0
         self.the_store_holds_what_the_model_holds()
+
+    def _deliver_what_may_go(self) -> int:
+        first = len(self.claimed)
+        self.claim(0, 50, 10_000, None)
+        claimed = self.claimed[first:]
+        if claimed:
+            self.settle([(one, Delivered()) for one in claimed])
+        return len(claimed)
+
+    def _the_order_forgets_what_is_nowhere(self) -> None:
+        """As soon as it is in the way of another of its key."""
+        self.order_by = ORDER_BY
+        self.what_was_returned_is_forgotten()
+        for key in {json.dumps(json.loads(one)["task_id"]) for one in PAYLOADS if b"task_id" in one} | {'"7"'}:
+            self.others_produce(b'{"url": "http://a.example", "task_id": ' + key.encode() + b"}")
+        while self.model.pending:
+            assert self._deliver_what_may_go()
+        assert not self.model.retry
+        assert not self.ordered
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ local ASKS_AGAIN_MS = 60000 -- should nobody wake it
 
 local out, scores, n, bytes = {1, now, 0, -1, 0}, {}, 0, 0
 
+local taken, is_aside = {}, {} -- those from pending
 local aside = 0 -- callbacks moved from pending to retry
 
 local function fits(size)
@@ -99,6 +100,7 @@ local function key_of(payload)
   return readable and type(item) == 'table' and item[order_by]
 end
 
+local given = 0
 local function new_turn(payload)
   local key = key_at_head(payload)
   if key == nil then key = key_of(payload) end
@@ -109,7 +111,16 @@ local function new_turn(payload)
   else
     return nil
   end
-  return string.format('%s:%013d%06d', string.sub(redis.sha1hex(key), 1, KEY_LENGTH), token, n + aside)
+  given = given + 1
+  return string.format('%s:%013d%06d', string.sub(redis.sha1hex(key), 1, KEY_LENGTH), token, given)
+end
+
+-- Whether `its_turn` is that of a callback in pending. One that went back there and was taken by somebody else leaves
+-- its memory: it counts until nothing is in pending.
+local function is_in_pending(its_turn, fp)
+  local memory = redis.call('HGET', returned, fp)
+  return memory and string.find(memory, '|' .. its_turn .. '|', 1, true)
+    and redis.call('LLEN', pending) > #taken + aside
 end
 
 -- When what stands in front of `turn` will be tried, ms; nil: nothing does.
@@ -125,8 +136,7 @@ local function in_front_of(turn)
       if redis.call('ZSCORE', leases, id .. '|' .. rest .. '|' .. its_turn) then return now end
       local due = redis.call('ZSCORE', retry, id)
       if due then return math.max(now, tonumber(due)) end
-      local memory = redis.call('HGET', returned, string.sub(rest, 1, 40))
-      if memory and string.find(memory, '|' .. its_turn .. '|', 1, true) then return now end
+      if is_in_pending(its_turn, string.sub(rest, 1, 40)) then return now end
     end
     redis.call('ZREM', order, first)
   end
@@ -149,6 +159,14 @@ local function next_due()
   return tonumber(redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2] or -1)
 end
 
+local function wait_in_order(id, turn)
+  local record = redis.call('HGET', records, id)
+  local _, fields = string.find(record or '', '^%s*{%s*"')
+  redis.call('HSET', records, id, string.format(
+    fields and '{"turn":"%s","%s' or '{"turn":"%s"}', turn, fields and string.sub(record, fields + 1)))
+  redis.call('ZADD', order, 0, turn .. '|' .. id .. '|-')
+end
+
 local due, ended, first_due = {}, {}, next_due()
 local function take_retries()
   if first_due < 0 or first_due > now then return end
@@ -163,6 +181,7 @@ local function take_retries()
     if payload and order and not turn then -- it waited here before there was an order
       turn = new_turn(payload)
       waits = turn and in_front_of(turn)
+      if waits then wait_in_order(id, turn) end
     end
     if waits then
       redis.call('ZADD', retry, waits + ASKS_AGAIN_MS, id)
@@ -181,7 +200,6 @@ local function take_retries()
   end
 end
 
-local taken, is_aside = {}, {}
 local function take_pending()
   -- The first tells how large they are. In small pages, because sizes differ: after small ones may come images of
   -- a megabyte, and all of a page is read.

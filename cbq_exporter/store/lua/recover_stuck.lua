@@ -55,15 +55,17 @@ for i = 1, n do
   local for_long = least_age < 0 or (seen[i] and tonumber(seen[i]) <= newest)
   result[i] = 0
   if payload and for_long and not held[fp] and redis.sha1hex(payload) == fp then
-    local attempts, recoveries, since = 0, 0, now
+    local attempts, recoveries, since, turn = 0, 0, now, nil
     if known[i] then
       attempts, recoveries, since = string.match(known[i], '^(%d+)|(%d+)|(%d+)')
+      turn = string.match(known[i], '|(%x+:%d+|)')
     end
     recoveries = tonumber(recoveries or 0) + 1
     if max_recoveries < 0 or recoveries <= max_recoveries then
       back[#back + 1] = payload
       memories[#memories + 1] = fp
-      memories[#memories + 1] = string.format('%d|%d|%013d|%d', attempts or 0, recoveries, since or now, now)
+      memories[#memories + 1] = string.format(
+        '%d|%d|%013d|%s%d', attempts or 0, recoveries, since or now, turn or '', now)
       result[i] = 1
     elseif record ~= '' then
       letters[#letters + 1] = {record, payload, fp}

@@ -72,7 +72,9 @@ local function pass_on(lease)
       -- Under way, or in pending: those behind it wait for its end. Else nobody is there (claim.lua clears it away).
       if redis.call('ZSCORE', leases, id .. '|' .. its_rest .. '|' .. its_turn) then return end
       local memory = redis.call('HGET', returned, string.sub(its_rest, 1, 40))
-      if memory and string.find(memory, '|' .. its_turn .. '|', 1, true) then return end
+      if memory and string.find(memory, '|' .. its_turn .. '|', 1, true) and redis.call('EXISTS', pending) == 1 then
+        return
+      end
     end
   end
 end

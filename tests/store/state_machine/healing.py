@@ -104,7 +104,7 @@ class Healing(World):
             old, young = Counter(), Counter()
         # Of equal ones that are gone, the oldest sightings end.
         old &= untracked - (young & untracked)
-        ineffective = sum(recoveries >= 2 for _, recoveries in model.memory.values())
+        ineffective = sum(memory.recoveries >= 2 for memory in model.memory.values())
         over, known = model.leases_over, set(model.dead)
         own, others, died = (0, 0, 0), 0, Counter[bytes]()
         if max_recoveries is not None and over:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
 from cbq_exporter.model import (
@@ -11,6 +13,7 @@ from cbq_exporter.model import (
     Dead,
     DeadReason,
     Delivered,
+    Held,
     LockRule,
     Outcome,
     PutBack,
@@ -28,6 +31,11 @@ FORGET_AFTER = 250.0  # without a look at the lock
 BEATS_KEPT = 3600.0
 LOCK_RULE = LockRule(no_ttl_after=300.0, max_ttl=600.0, dead_after=300.0)
 FAMILY = "cbq-exporter_"
+ORDER_BY = "task_id"
+MOST_OF_A_KEY = 16  # in one claim, and woken by one end
+NOW = float("inf")  # due, and only the store knows since when
+PERHAPS = float("-inf")  # so, or where something that is nowhere stands in front of it, in a minute
+NEW_TURN = "~"  # a turn that the store has given and the test has not read yet: later than all that are known
 
 
 @dataclass
@@ -37,7 +45,27 @@ class Kept:
     payload: bytes
     attempts: int
     recoveries: int
-    due: int | None = None
+    due: float | None = None
+    turn: str = ""
+
+
+@dataclass
+class Memory:
+    """Of a callback that went back to pending."""
+
+    attempts: int = 0
+    recoveries: int = 0
+    turn: str = ""
+
+
+@dataclass
+class Taken:
+    """What a claim is to bring."""
+
+    payload: bytes
+    attempts: int
+    recoveries: int
+    turn: str
 
 
 @dataclass
@@ -91,7 +119,7 @@ class Contents:
     retry: dict[str, Kept] = field(default_factory=dict)
     dead: dict[str, Letter] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
-    memory: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # attempts, recoveries
+    memory: dict[bytes, Memory] = field(default_factory=dict)
     orphans: set[str] = field(default_factory=set)
     stats: Counter[str] = field(default_factory=Counter)
 
@@ -126,6 +154,7 @@ class Model(Contents):
     lock_seen: LockSeen | None = None
     beats: dict[str, float] = field(default_factory=dict)  # lock value of a daemon: seconds since its sign of life
     claims: int = 0
+    last_turns: dict[str, str] = field(default_factory=dict)  # by key
     hands: dict[int, bytes] = field(default_factory=dict)  # worker: what it has taken out and not yet put down
     accepted: Counter[bytes] = field(default_factory=Counter)
     doubled: Counter[bytes] = field(default_factory=Counter)  # by existing software that moved what was not there
@@ -186,32 +215,78 @@ class Model(Contents):
 
     # --- sending -----------------------------------------------------------------------------
 
-    def claim(self, count: int, max_bytes: int, from_pending: int) -> tuple[list[tuple[bytes, int, int]], int]:
-        """What a claim brings, taken out of its places; and how many of it come from retry."""
+    def claim(self, count: int, max_bytes: int, from_pending: int, *, ordered: bool) -> tuple[list[Taken], int]:
+        """What a claim brings, taken out of its places; and how many of it come from retry.
+
+        With an order the turns that it gives are NEW_TURN and a number, as are the ids of what it sets aside.
+        """
         self.claims += 1
-        taken: list[tuple[bytes, int, int]] = []
-        from_retry = 0
+        taken: list[Taken] = []
+        looked_at: list[bytes] = []  # taken or set aside
+        from_retry = given = 0
 
         def fits(payload: bytes) -> bool:
-            return not taken or sum(len(one[0]) for one in taken) + len(payload) <= max_bytes
+            return not looked_at or (len(looked_at) < count and sum(map(len, looked_at)) + len(payload) <= max_bytes)
+
+        def turn_of(known: str, payload: bytes) -> str:
+            nonlocal given
+            if not ordered or known or key_of(payload) is None:
+                return known if ordered else ""
+            given += 1
+            return f"{key_of(payload)}:{NEW_TURN}{given:06}"
+
+        def waits(turn: str) -> bool:
+            of_key = [one.turn for one in taken if one.turn and is_of_one_key(one.turn, turn)]
+            return bool(turn) and (len(of_key) >= MOST_OF_A_KEY or any(other < turn for other, _ in self.turns(turn)))
 
         for source in ("retry", "pending") if self.claims % 2 == 0 else ("pending", "retry"):
             if source == "retry":
                 due = sorted((kept.due, name) for name, kept in self.retry.items() if kept.due is not None)
-                for _, name in due:
+                for _, name in due[: count - len(taken)]:
                     kept = self.retry[name]
-                    if len(taken) == count or not fits(kept.payload):
+                    if not fits(kept.payload):
                         break
-                    taken.append((kept.payload, kept.attempts, kept.recoveries))
+                    turn = turn_of(kept.turn, kept.payload)
+                    if waits(turn):
+                        kept.turn, kept.due = turn, None
+                        continue
+                    taken.append(Taken(kept.payload, kept.attempts, kept.recoveries, turn))
+                    looked_at.append(kept.payload)
                     del self.retry[name]
                     from_retry += 1
             else:
                 for payload in self.pending[:from_pending]:
-                    if len(taken) == count or not fits(payload):
+                    if len(looked_at) == count or not fits(payload):
                         break
-                    taken.append((payload, *self.memory.pop(payload, (0, 0))))
+                    memory = self.memory.pop(payload, Memory())
+                    turn = turn_of(memory.turn, payload)
+                    if waits(turn):
+                        name = f"{NEW_TURN}{len(looked_at):06}"
+                        self.retry[name] = Kept(payload, memory.attempts, memory.recoveries, turn=turn)
+                    else:
+                        taken.append(Taken(payload, memory.attempts, memory.recoveries, turn))
+                    looked_at.append(payload)
                     self.pending.pop(0)
         return taken, from_retry
+
+    def turns(self, turn: str) -> Iterator[tuple[str, Kept | None]]:
+        """All that have left pending and not ended, of the key of ``turn``; with those that wait in retry.
+
+        What went back to an empty pending was taken by somebody else.
+        """
+        others: list[tuple[str, Kept | None]] = [(one.turn, one) for one in self.retry.values()]
+        others += [(lease.claimed.turn, None) for lease in self.leases.values()]
+        if self.pending:
+            others += [(memory.turn, None) for memory in self.memory.values()]
+        return (pair for pair in others if pair[0] and is_of_one_key(pair[0], turn))
+
+    def _pass_on(self, turn: str) -> None:
+        """One has ended: those that waited for nothing else are due now, at a time that only the store knows."""
+        for _, kept in sorted(self.turns(turn), key=lambda pair: pair[0]):
+            if kept is None:
+                break
+            if kept.due is None:
+                kept.due = NOW
 
     def settle(self, claimed: Claimed, outcome: Outcome, destination: str) -> Settled:
         payload = claimed.payload
@@ -221,6 +296,7 @@ class Model(Contents):
         self.stats["sent"] += isinstance(outcome, Delivered)
         self.stats["failed"] += used
         if not self.processing[payload]:
+            self._pass_on(claimed.turn)
             return Settled.MISSING
         self.processing -= Counter([payload])
         identity = claimed.lease.split("|")[0]
@@ -229,11 +305,16 @@ class Model(Contents):
                 self.delivered[payload] += 1
             case PutBack():
                 self.pending.insert(0, payload)
-                self.memory[payload] = (claimed.attempts, claimed.recoveries)
-            case Retry():
-                self.retry[identity] = Kept(payload, claimed.attempts + used, claimed.recoveries)
+                self.memory[payload] = Memory(claimed.attempts, claimed.recoveries, claimed.turn)
+            case Retry() | Held():
+                kept = Kept(payload, claimed.attempts + used, claimed.recoveries, turn=claimed.turn)
+                if isinstance(outcome, Held) and not any(other < kept.turn for other, _ in self.turns(kept.turn)):
+                    kept.due = PERHAPS
+                self.retry[identity] = kept
             case Dead():
                 self.dead[identity] = Letter(payload, outcome.reason.value, destination)
+        if isinstance(outcome, Delivered | Dead):
+            self._pass_on(claimed.turn)
         return Settled.DONE
 
     # --- recovery ----------------------------------------------------------------------------
@@ -261,7 +342,7 @@ class Model(Contents):
                 dead += 1
             else:
                 self.pending.insert(0, payload)
-                self.memory[payload] = (claimed.attempts, claimed.recoveries + 1)
+                self.memory[payload] = Memory(claimed.attempts, claimed.recoveries + 1, claimed.turn)
                 returned += 1
         for names in wanted.values():
             for name in names:
@@ -286,15 +367,15 @@ class Model(Contents):
                     continue
                 wanted[payload] -= 1
                 self.processing -= Counter([payload])
-                attempts, recoveries = before.get(payload, (0, 0))
-                if max_recoveries is not None and recoveries + 1 > max_recoveries:
+                known = before.get(payload, Memory())
+                if max_recoveries is not None and known.recoveries + 1 > max_recoveries:
                     dead[payload] += 1
                     self.memory.pop(payload, None)
                     continue
                 self.pending.insert(0, payload)
                 returned += 1
                 if max_recoveries is not None:
-                    self.memory[payload] = (attempts, recoveries + 1)
+                    self.memory[payload] = Memory(known.attempts, known.recoveries + 1, known.turn)
             self.claims += dead.total() > deaths  # the ids of dead letters are made of the fence
         return returned, dead
 
@@ -306,9 +387,10 @@ class Model(Contents):
             setattr(self, one.name, getattr(Contents(), one.name))
         self.lock = None
 
-    def undo(self, trash_id: str) -> None:
+    def undo(self, trash_id: str, *, in_order: bool) -> None:
+        """Where there is an order retries come back one by one, and what is kept for nobody does not."""
         back = self.trash.pop(trash_id)
-        if not (self.retry or self.dead or self.orphans):
+        if not (self.retry or self.dead or self.orphans or (in_order and back.retry)):
             self.orphans = back.orphans
         self.pending = back.pending + self.pending
         self.processing += back.processing
@@ -331,3 +413,17 @@ def _is_prolonged(before: float | None, now: float | None) -> bool:
     if before is None or now is None:
         return (before is None) != (now is None)
     return now > before + 1.0
+
+
+def key_of(payload: bytes) -> str | None:
+    """What stands for the key of a callback in its turn; None: it has none."""
+    try:
+        read = json.loads(payload)
+    except ValueError:
+        return None
+    key = read.get(ORDER_BY) if isinstance(read, dict) else None
+    return None if key is None else hashlib.sha1(f"s{key}".encode()).hexdigest()[:20]
+
+
+def is_of_one_key(turn: str, other: str) -> bool:
+    return turn.partition(":")[0] == other.partition(":")[0]

@@ -310,10 +310,14 @@ class Operating(ExistingSoftware, Healing):
         if kept is None or kept.expired:
             self._execute(plan, "changed")
             return
+        in_order = self._in_order(trash_id)
         executed = self._execute(plan, "done")
         assert executed is not None
         assert executed.counts == {"callbacks": kept.callbacks.total()}
-        self.model.undo(trash_id)
+        self.model.undo(trash_id, in_order=in_order)
+
+    def _in_order(self, trash_id: str) -> bool:
+        return bool(self.redis.exists(KEYS.order, KEYS.trash_of(trash_id).order))
 
     def _break_off(self, plan: Plan) -> None:
         """After its first script: what is where then is taken from the store, but none may be missing or new."""
@@ -321,9 +325,10 @@ class Operating(ExistingSoftware, Healing):
         model, trash_id = self.model, plan.trashed.id
         back = model.trash[trash_id]
         back.begun = True
+        in_order = self._in_order(trash_id)
         self._execute(plan, "failed", progress=_interrupt)
         if self.redis.zscore(KEYS.trash, trash_id) is None:  # it was little
-            model.undo(trash_id)
+            model.undo(trash_id, in_order=in_order)
             return
         there = KEYS.trash_of(trash_id)
         split = len(back.pending) - self.redis.llen(there.pending)

@@ -41,10 +41,12 @@ LONG_AGO = 1e12  # ms: what is older, a rule has made old
 
 # Few, so that equal ones meet: two writings of one item, some that are no callbacks at all, one just queued.
 PAYLOADS = (
+    b'{"url": "http://a.example", "task_id": "1"}',
+    b'{"url":"http://b.example","task_id":"2","data":"' + b"x" * 300 + b'"}',
+    b'{"url": "http://b.example", "task_id": "2", "data": "' + b"x" * 300 + b'"}',
+    b'{"url": "http://a.example", "task_id": "1", "_queued_at": 99999999999.5}',
+    b'{"url": "http://b.example", "task_id": "1"}',
     b'{"url": "http://a.example"}',
-    b'{"url":"http://b.example","data":"' + b"x" * 300 + b'"}',
-    b'{"url": "http://b.example", "data": "' + b"x" * 300 + b'"}',
-    b'{"url": "http://a.example", "_queued_at": 99999999999.5}',
     b"123",
     b"",
     b"\xff",
@@ -177,6 +179,7 @@ class World(RuleBasedStateMachine):
         self.daemons = [self.new_daemon(), self.new_daemon()]
         self.model = Model()
         self.claimed: list[Claimed] = []  # all that ever were
+        self.order_by: str | None = None
         self._ticks = 0
 
     def new_daemon(self) -> Daemon:
@@ -205,6 +208,12 @@ class World(RuleBasedStateMachine):
         """A time that is long past, later at each call."""
         self._ticks += 1
         return self._ticks
+
+    @property
+    def ordered(self) -> list[bytes]:
+        """What stands in the order, by key and turn."""
+        found: list[bytes] = self.redis.zrange(KEYS.order, 0, -1)
+        return found
 
     @property
     def processing(self) -> list[bytes]:
