@@ -301,6 +301,16 @@ def test_in_observe_mode_a_daemon_writes_nothing_at_all(server: Server, operatio
         assert not desk.redis.exists(desk.keys.audit)
 
 
+def test_a_person_may_act_in_observe_mode_and_is_told_of_it(server: Server) -> None:
+    with Operating(server, Mode.OBSERVE) as desk:
+        desk.redis.set(desk.keys.lock, "worker_1763999999_1234")
+        plan = desk.plan(Unlock(QUEUE))
+        assert "observe" in plan.summary[-1]
+        desk.execute(plan)
+        assert not desk.redis.exists(desk.keys.lock)
+        assert "observe" not in "".join(desk.plan(Unlock(QUEUE)).summary)
+
+
 def test_a_person_s_no_is_in_the_audit(desk: Operating) -> None:
     plan = desk.plan(Reset(QUEUE))
     desk.do(desk.operations.decline(plan, actor=ALICE, why="aborted"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from cbq_exporter.config import Config
@@ -39,6 +40,10 @@ from cbq_exporter.store.trash import Trash
 log = logging.getLogger(__name__)
 
 
+# A person's tool changes what a person names: what they set for the daemon does not bind them, but they are told.
+_OBSERVED = "the mode of this queue is observe: no daemon of this configuration would do this"
+
+
 def _nobody(_done: int) -> None:
     """Told of progress where nobody looks."""
 
@@ -68,6 +73,12 @@ class Operations:
         """What it would do now. ``progress`` is told how much has been looked at. Raises StoreError."""
         parts = self._parts[operation.queue]
         await parts.schema.check()
+        plan = await self._plan(parts, operation, progress)
+        if parts.config.mode is Mode.OBSERVE and not plan.nothing_to_do:
+            return replace(plan, summary=(*plan.summary, _OBSERVED))
+        return plan
+
+    async def _plan(self, parts: Parts, operation: Operation, progress: Progress) -> Plan:
         match operation:
             case Unlock():
                 return await unlock.plan(parts, operation)
