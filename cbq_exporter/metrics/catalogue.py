@@ -375,7 +375,8 @@ CATALOGUE: tuple[Definition, ...] = (
         "operations_total",
         "counter",
         ("operation", "trigger", "result"),
-        "Operations that have ended, by what was done, who asked for it and how it ended.",
+        "Operations that this daemon has ended, by what was done, who asked for it and how it ended. Those of the "
+        "command line are in the audit only.",
         "Every action is accounted for.",
     ),
     Definition(
