@@ -200,6 +200,7 @@ local function take_retries()
   end
 end
 
+local LARGE = 262144 -- bytes, of a payload
 local function take_pending()
   -- The first tells how large they are. In small pages, because sizes differ: after small ones may come images of
   -- a megabyte, and all of a page is read.
@@ -231,7 +232,10 @@ local function take_pending()
       end
     end
     if #page < want then return end
-    page_size = math.max(1, math.min(64, math.floor((budget - bytes) * (n + aside) / bytes)))
+    local more = math.floor((budget - bytes) * (n + aside) / bytes)
+    -- What does not fit would be read in vain, a millisecond for a megabyte: what stands behind is for the next claim.
+    if more < 1 and bytes > LARGE * (n + aside) then return end
+    page_size = math.max(1, math.min(64, more))
   end
 end
 
