@@ -8,6 +8,7 @@ Commands are imported when they are run, and import what is heavy inside their f
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import io
@@ -18,10 +19,10 @@ from typing import Any, NoReturn
 import click
 
 from cbq_exporter import __version__
-from cbq_exporter.cli import options
+from cbq_exporter.cli import interrupts, options
+from cbq_exporter.cli.interrupts import INTERRUPTED
 from cbq_exporter.errors import CbqError, ConfigError, RefusedError, UsageError
 
-INTERRUPTED = 130  # 128 + SIGINT
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 # Objects that may pile up before any is searched for garbage. Starting makes fewer, and all of them stay: each search
@@ -82,7 +83,7 @@ class App(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            return _say("interrupted", INTERRUPTED)
+            return _interrupted()
         except BrokenPipeError:
             return PIPE_CLOSED
 
@@ -92,14 +93,18 @@ class App(click.Group):
         try:
             code = super().main(*args, **kwargs)
         except Exception as error:
-            if run.debug and not isinstance(error, click.ClickException):
+            if run.debug and not isinstance(error, click.ClickException | click.Abort):
                 raise
             code = _explain(error)
         try:
-            sys.stdout.flush()
+            if code != INTERRUPTED:
+                sys.stdout.flush()
         except BrokenPipeError:
-            _abandon_stdout()
             code = PIPE_CLOSED
+        except KeyboardInterrupt:  # the reader of standard output reads nothing
+            code = _interrupted()
+        if code in (INTERRUPTED, PIPE_CLOSED):
+            _abandon_stdout()
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -139,9 +144,13 @@ def main() -> NoReturn:
             # What the locale cannot show is escaped: half a table, and an error, would be worse.
             stream.reconfigure(errors="backslashreplace")
     gc.set_threshold(_RARE_COLLECTIONS)
+    interrupts.raise_from_now_on()
     try:
         app.main(prog_name="cbq-exporter")
+    except KeyboardInterrupt:
+        sys.exit(_interrupted())
     finally:
+        interrupts.ignore_from_now_on()
         # The process ends: searching all that is left for garbage first would take longer than most commands.
         gc.freeze()
 
@@ -180,6 +189,8 @@ def _show_version(context: click.Context) -> NoReturn:
 
 def _explain(error: Exception) -> int:
     """Tell an operator what happened; returns the exit code."""
+    if isinstance(error, click.Abort):
+        return _interrupted()
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)
         return UsageError.exit_code
@@ -196,6 +207,8 @@ def _explain(error: Exception) -> int:
         return _say(f"{error}, or add --{error.unless}", error.exit_code)
     if isinstance(error, CbqError):
         return _say(str(error), error.exit_code)
+    if interrupts.seen():
+        return _interrupted()
     return _say(f"unexpected {type(error).__name__}: {error}; run it again with --debug to see where", 1)
 
 
@@ -206,6 +219,13 @@ def _say(line: str, code: int) -> int:
     return code
 
 
+def _interrupted() -> int:
+    if sys.stderr.isatty():
+        click.echo(err=True)  # after the ^C that the terminal has shown
+    return _say(interrupts.LINE, INTERRUPTED)
+
+
 def _abandon_stdout() -> None:
-    """Whoever read our output is gone: whatever is still buffered must not fail when the interpreter ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Nobody reads our output: whatever is still buffered must not fail, or wait, when the interpreter ends."""
+    with contextlib.suppress(OSError, ValueError):  # a test's own stream has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import click
 
+from cbq_exporter.cli import interrupts
 from cbq_exporter.errors import RefusedError
 from cbq_exporter.logs import printable
 from cbq_exporter.phrases import age as age
@@ -22,6 +23,7 @@ from cbq_exporter.phrases import count as count
 from cbq_exporter.phrases import size as size
 
 UNKNOWN = "-"
+ABORTED = "aborted: nothing was changed"
 _WIDE = 200  # columns, where no terminal sets a limit
 _LAST_MOMENT = 250e9  # epoch seconds; beyond it dates end
 _NARROWEST = 12  # columns that a folded cell keeps
@@ -116,25 +118,30 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise RefusedError("nothing was changed: there is no terminal to ask on; add --yes, or --dry-run to only look")
-    try:
-        agreed = click.confirm(question, err=True)
-    except click.Abort:
-        say("")
-        agreed = False
-    if not agreed:
-        raise RefusedError("aborted: nothing was changed")
+    with asking():
+        if not click.confirm(question, err=True):
+            raise RefusedError(ABORTED)
 
 
 def ask(question: str, default: str) -> str:
     """A line from the terminal; raises RefusedError where nobody can answer, or does not want to."""
     if not sys.stdin.isatty():
         raise RefusedError("there is no terminal to ask on; say it with options", unless="yes")
-    try:
+    with asking():
         answer: str = click.prompt(question, err=True, default=default)
-    except click.Abort:
-        say("")
-        raise RefusedError("aborted: nothing was changed") from None
     return answer.strip()
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """A question is on the terminal: Ctrl-C and the end of input are a no to it."""
+    try:
+        if interrupts.seen():  # and was swallowed on the way here
+            raise KeyboardInterrupt
+        yield
+    except (click.Abort, KeyboardInterrupt):
+        say("")
+        raise RefusedError(ABORTED) from None
 
 
 @contextmanager

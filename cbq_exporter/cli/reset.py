@@ -49,13 +49,10 @@ def _ask_for_name(name: str) -> None:
         raise RefusedError(
             f"nothing was changed: there is no terminal to ask on; add --yes --queue {name}, or --dry-run to only look"
         )
-    try:
+    with output.asking():
         typed = click.prompt("Type the queue's name to reset it", err=True, default="", show_default=False)
-    except click.Abort:
-        output.say("")
-        typed = ""
     if typed != name:
-        raise RefusedError("aborted: nothing was changed")
+        raise RefusedError(output.ABORTED)
 
 
 def _past(executed: Executed) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from cbq_exporter.cli import output
+from cbq_exporter.cli import interrupts, output
 from cbq_exporter.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,13 +34,14 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     finally:
+        work.close()  # or Python would complain, had it not begun when it was interrupted
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     if number == signal.SIGINT:
-        raise KeyboardInterrupt
+        interrupts.raise_here(number, frame)
     raise SystemExit(128 + number)
 
 

@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from cbq_exporter import errors, model
 from cbq_exporter.cli import words
-from cbq_exporter.cli.main import INTERRUPTED, PIPE_CLOSED, app
+from cbq_exporter.cli.interrupts import INTERRUPTED
+from cbq_exporter.cli.main import PIPE_CLOSED, app
 from cbq_exporter.config import outline
 from cbq_exporter.metrics import instruments
 from cbq_exporter.metrics.catalogue import CATALOGUE

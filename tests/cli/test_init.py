@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import pty
-import select
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +14,8 @@ from click.testing import CliRunner, Result
 from cbq_exporter.cli import init as command
 from cbq_exporter.cli.main import app
 from cbq_exporter.config import load
-from tests.support.daemons import until
 from tests.support.servers import Server
+from tests.support.terminal import Terminal
 
 SECRET = "redis://:pa55word@127.0.0.1:6379/1"
 
@@ -133,63 +127,6 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     result = init(tmp_path / "none" / "config.yaml", "--yes", "--redis-url", "embedded")
     assert result.exit_code == 3
     assert result.stderr.splitlines()[-1].endswith("config.yaml cannot be written: No such file or directory")
-
-
-class Terminal:
-    """The program on a terminal of its own."""
-
-    def __init__(self, folder: Path, *words: str) -> None:
-        self._ours, theirs = pty.openpty()
-        environment = {name: text for name, text in os.environ.items() if not name.startswith("CBQ_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cbq_exporter", *words],
-            cwd=folder,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=environment | {"TERM": "xterm"},
-            start_new_session=True,
-            preexec_fn=_take_terminal,
-        )
-        os.close(theirs)
-        self.shown = ""
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + 30
-        while text not in self.shown:
-            assert time.monotonic() < deadline, self.shown
-            self._read()
-
-    def wait_until_it_reads(self) -> None:
-        """It stands still, now that it has shown all that it was waited for."""
-        stat = Path(f"/proc/{self.process.pid}/stat")
-        until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S")
-
-    def type(self, text: str) -> None:
-        os.write(self._ours, text.encode())
-
-    def end(self) -> int:
-        """Its exit code, with all that it shows read."""
-        deadline = time.monotonic() + 30
-        while self.process.poll() is None and time.monotonic() < deadline:
-            self._read()
-        self._read()
-        os.close(self._ours)
-        return self.process.wait(1)
-
-    def _read(self) -> None:
-        ready, _, _ = select.select([self._ours], [], [], 0.05)
-        with contextlib.suppress(OSError):
-            if ready:
-                self.shown += os.read(self._ours, 4096).decode()
-
-
-def _take_terminal() -> None:
-    """Make standard input the controlling terminal, so that Ctrl-C typed into it is a signal."""
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def test_on_a_terminal_it_asks(server: Server, tmp_path: Path) -> None:
