@@ -106,6 +106,8 @@ def bundle(members: Sequence[Parcel], coalesce: CoalesceConfig) -> Bundle:
         gzip=receiver.gzip_from is not None and len(body) >= receiver.gzip_from,
         tls=alone.tls,
         answer_bytes=max(_ANSWER_BYTES, _ANSWER_BYTES_EACH * len(members)),
+        destination=alone.destination,
+        places=alone.places,
     )
     made = Bundle(first.number, first.claimed, receiver, request, None, members=members)
     made.lost = any(one.lost for one in members)

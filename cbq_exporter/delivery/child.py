@@ -13,7 +13,7 @@ import msgspec
 
 from cbq_exporter.clock import SYSTEM_CLOCK
 from cbq_exporter.delivery.exchange import Exchange, Request
-from cbq_exporter.delivery.frames import EXCHANGES, TROUBLE, Frames, frame
+from cbq_exporter.delivery.frames import EXCHANGES, OPTIONS, REQUESTS, TROUBLE, Frames, frame
 from cbq_exporter.delivery.poller import Poller
 from cbq_exporter.delivery.slot import SendingOptions, Surroundings
 from cbq_exporter.delivery.transfers import Transfers
@@ -31,6 +31,7 @@ class DaemonPort:
         self._connection = connection
         self._frames = Frames()
         self._early: list[Request] = []
+        self._cancelling = False
         self.closing = False
 
     def options(self) -> SendingOptions:
@@ -40,11 +41,11 @@ class DaemonPort:
             count = self._connection.recv_into(self._frames.room())
             if not count:
                 os._exit(0)
-            for _, content in self._frames.received(count):
-                if found is None:
+            for kind, content in self._frames.received(count):
+                if kind == OPTIONS:
                     found = _options(content)
                 else:
-                    self._early += _requests(content)
+                    self._early += self._read(kind, content)
         return found
 
     def take(self) -> Sequence[Request]:
@@ -60,11 +61,21 @@ class DaemonPort:
             if not count:
                 self.closing = True
                 break
-            for _, content in self._frames.received(count):
-                taken += _requests(content)
+            for kind, content in self._frames.received(count):
+                taken += self._read(kind, content)
             if count < len(room):
                 break
         return taken
+
+    def _read(self, kind: bytes, content: bytes | memoryview) -> Sequence[Request]:
+        if kind == REQUESTS:
+            return _requests(content)
+        self._cancelling = True
+        return ()
+
+    def take_cancel(self) -> bool:
+        cancelling, self._cancelling = self._cancelling, False
+        return cancelling
 
     def give(self, exchanges: list[Exchange]) -> None:
         self._send(frame(EXCHANGES, exchanges))

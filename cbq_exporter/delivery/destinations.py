@@ -1,5 +1,7 @@
 """Who may send now: each destination has so many places and its pace, and its callbacks wait in their order.
 
+Of a fast one, a few more than it has places are handed over (``pacing.ahead``): the engine sees to the places.
+
 A destination that cannot soon begin what waits for it here would take all the room that others need. Then part of
 it is given back (``excess``), to be kept in retry and claimed again when there is an ``appetite`` for it.
 
@@ -26,7 +28,8 @@ from cbq_exporter.delivery.receivers import Receiver
 from cbq_exporter.model import Claimed
 
 _UNPACED = Pace()
-_MEASURED_FOR = 1.0  # seconds
+_MEASURED_FOR = 1.0  # seconds, or until:
+_MANY = 1000  # sends have ended
 _AHEAD = 1.0  # seconds: what a destination will begin within this may wait here
 _KEPT_FREE = 4  # a fourth of all places is for those that answer
 _PATIENCE_WITH_SILENT = 0.05  # seconds, while others answer
@@ -85,6 +88,7 @@ class _Destination:
     heard: bool = False
     silent: int = 0
     in_flight: int = 0
+    ahead: int = 0  # how many may be handed over beyond those
     waiting: deque[Parcel] = field(default_factory=deque)
     speed: float | None = None  # sends that ended per second, as seen lately
     ended: int = 0
@@ -116,7 +120,7 @@ class Destinations:
 
     def in_flight(self) -> dict[str, int]:
         """Sends under way, by destination; only those that have any."""
-        return {name: one.in_flight for name, one in self._all.items() if one.in_flight}
+        return {name: min(one.in_flight, one.concurrency) for name, one in self._all.items() if one.in_flight}
 
     @property
     def next_moment(self) -> float | None:
@@ -130,7 +134,7 @@ class Destinations:
         if destination is None:
             destination = self._all[receiver.name] = self._meet(receiver, now)
         if (
-            destination.in_flight < destination.allowed
+            destination.in_flight < destination.allowed + destination.ahead
             and not destination.waiting
             and (destination.heard or self._unheard < self._most_unheard)
             and (destination.paced is None or pacing.ready_at(destination.pace) <= now)
@@ -161,14 +165,20 @@ class Destinations:
             destination.silent += 1
             if destination.silent >= destination.first:
                 destination.heard = False
-                destination.allowed = destination.first
+                destination.allowed, destination.ahead = destination.first, 0
                 self._unheard += destination.in_flight
         destination.ended += 1
         elapsed = now - destination.measured_monotonic
-        if elapsed >= _MEASURED_FOR:
+        if elapsed >= _MEASURED_FOR or (destination.ended >= _MANY and elapsed > 0):
             destination.speed = destination.ended / elapsed
             destination.ended = 0
             destination.measured_monotonic = now
+            if destination.paced is None:
+                destination.ahead = (
+                    pacing.ahead(destination.speed, destination.concurrency)
+                    if destination.allowed == destination.concurrency
+                    else 0
+                )
         following: Sequence[Parcel] = ()
         if destination.waiting:
             following = self._begin_waiting(name, destination, now)
@@ -255,7 +265,7 @@ class Destinations:
         """What waits there and may begin."""
         begun: list[Parcel] = []
         waiting = destination.waiting
-        while waiting and destination.in_flight < destination.allowed:
+        while waiting and destination.in_flight < destination.allowed + destination.ahead:
             if (not destination.heard and self._unheard >= self._most_unheard) or (
                 destination.paced is not None and pacing.ready_at(destination.pace) > now
             ):
@@ -288,7 +298,7 @@ class Destinations:
 
     def _note_what_for(self, name: str, destination: _Destination) -> None:
         """What the first that waits there waits for, where it is not the end of a send to it."""
-        if destination.in_flight >= destination.allowed:
+        if destination.in_flight >= destination.allowed + destination.ahead:
             return
         if not destination.heard and self._unheard >= self._most_unheard:
             self._kept_out[name] = None

@@ -1,5 +1,7 @@
 """The sending engine, as the event loop sees it: so many requests under way, the others wait here.
 
+Where requests end fast, a few more than may be open are handed over, and wait for an open one's end (``pacing.ahead``).
+
 What it promises. Each submitted request comes back as exactly one ``Exchange``, on the event loop, in
 batches. libcurl repeats a request by itself in one case: a kept connection turned out to be dead before
 any byte of an answer came. The receiver may see such a request twice, as delivery is at least once.
@@ -13,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from cbq_exporter.clock import Clock
+from cbq_exporter.delivery import pacing
 from cbq_exporter.delivery.authorities import default_ca_file
 from cbq_exporter.delivery.egress import EgressPolicy
 from cbq_exporter.delivery.exchange import Exchange, Request, cancelled
@@ -20,6 +23,9 @@ from cbq_exporter.delivery.own_process import OwnProcess
 from cbq_exporter.delivery.own_thread import OwnThread
 from cbq_exporter.delivery.proxying import Proxy
 from cbq_exporter.delivery.slot import SAMPLE_BYTES, SendingOptions
+
+_MEASURED_FOR = 0.25  # seconds, or until:
+_MANY = 1000  # requests have ended
 
 __all__ = ["SAMPLE_BYTES", "Engine", "Exchange", "Request", "default_ca_file"]
 
@@ -58,7 +64,10 @@ class Engine:
             self._carrier = OwnProcess(options, self._on_done, loop)
         else:
             self._carrier = OwnThread(options, self._on_done, loop, clock)
-        self._max_connections = max_connections
+        self._max_connections = self._most = max_connections
+        self._ended = 0  # since
+        self._measured_monotonic = 0.0
+        self._clock = clock
         self._report = on_done
         self._loop = loop
         self._waiting: deque[Request] = deque()
@@ -98,6 +107,8 @@ class Engine:
 
     def cancel_unstarted(self) -> None:
         """What has not been started comes back as CANCELLED; what is on its way goes on."""
+        if self._in_flight:
+            self._carrier.cancel_unstarted()
         if not self._waiting:
             return
         if not self._unsent:
@@ -117,7 +128,7 @@ class Engine:
         self._report_unsent()
 
     def _hand_over(self) -> None:
-        waiting, room = self._waiting, self._max_connections - self._in_flight
+        waiting, room = self._waiting, self._most - self._in_flight
         if room <= 0 or not waiting:
             return
         if len(waiting) <= room:
@@ -130,8 +141,17 @@ class Engine:
 
     def _on_done(self, exchanges: list[Exchange]) -> None:
         self._in_flight -= len(exchanges)
+        self._measure(len(exchanges))
         self._hand_over()
         self._count_out(exchanges)
+
+    def _measure(self, ended: int) -> None:
+        self._ended += ended
+        now = self._clock.monotonic()
+        elapsed = now - self._measured_monotonic
+        if elapsed >= _MEASURED_FOR or (self._ended >= _MANY and elapsed > 0):
+            self._most = self._max_connections + pacing.ahead(self._ended / elapsed, self._max_connections)
+            self._ended, self._measured_monotonic = 0, now
 
     def _report_unsent(self) -> None:
         if self._unsent:

@@ -30,6 +30,7 @@ class Request(msgspec.Struct, eq=False, array_like=True):
     ``url`` comes from ``url.parse``; ``headers`` are whole lines, ``name: value``. With ``gzip`` the body goes out
     compressed, unless its headers say how it is encoded already. ``tls`` None: we show no certificate.
     ``answer_bytes`` of the answer are read at least and kept, whatever its status; 0: the usual sample.
+    ``destination`` has so many ``places``: no more requests to it are open at a time; 0: as many as may be open in all.
     """
 
     url: str
@@ -42,6 +43,8 @@ class Request(msgspec.Struct, eq=False, array_like=True):
     gzip: bool = False
     tls: Certificates | None = None
     answer_bytes: int = 0
+    destination: str = ""
+    places: int = 0
 
 
 class Exchange(msgspec.Struct, gc=False, array_like=True):

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 READ_AT_ONCE = 256 * 1024  # bytes
-OPTIONS, REQUESTS, EXCHANGES, TROUBLE = b"o", b"r", b"x", b"t"  # the kinds
+OPTIONS, REQUESTS, CANCEL, EXCHANGES, TROUBLE = b"o", b"r", b"c", b"x", b"t"  # the kinds
 
 _HEAD = struct.Struct(">Ic")
 _KEPT = 8 * 1024 * 1024  # bytes of space that is kept for the next large frame

@@ -22,7 +22,7 @@ import msgspec
 
 import cbq_exporter
 from cbq_exporter.delivery.exchange import Exchange, Request
-from cbq_exporter.delivery.frames import EXCHANGES, OPTIONS, REQUESTS, Frames, frame
+from cbq_exporter.delivery.frames import CANCEL, EXCHANGES, OPTIONS, REQUESTS, Frames, frame
 from cbq_exporter.delivery.slot import SendingOptions
 from cbq_exporter.model import FailureKind
 
@@ -111,6 +111,8 @@ class OwnProcess:
                     request.gzip,
                     request.tls,
                     request.answer_bytes,
+                    request.destination,
+                    request.places,
                 )
             )
             size += len(request.body)
@@ -119,6 +121,11 @@ class OwnProcess:
                 rows, size = [], 0
         if rows:
             self._write(frame(REQUESTS, rows))
+
+    def cancel_unstarted(self) -> None:
+        """What has no connection yet comes back as CANCELLED."""
+        if self._socket is not None:
+            self._write(frame(CANCEL, None))
 
     async def stop(self) -> None:
         """Cut off what is in flight; ``on_done`` has been told all on return."""

@@ -31,11 +31,12 @@ class OwnThread:
         self._thread: threading.Thread | None = None
         self._poller: Poller | None = None
         self.closing = False
-        self._lock = threading.Lock()  # guards the next five
+        self._lock = threading.Lock()  # guards the next six
         self._inbox: list[Request] = []
         self._finished: list[Exchange] = []
         self._announced = False
         self._awake = False
+        self._cancelling = False
         self._closed = False
 
     # --- from the event loop -----------------------------------------------------------------
@@ -55,6 +56,12 @@ class OwnThread:
         """They begin at once, with one wake-up for all of them."""
         with self._lock:
             self._inbox.extend(requests)
+        self._wake()
+
+    def cancel_unstarted(self) -> None:
+        """What has no connection yet comes back as CANCELLED."""
+        with self._lock:
+            self._cancelling = True
         self._wake()
 
     async def stop(self) -> None:
@@ -93,6 +100,13 @@ class OwnThread:
             self._poller.hush()
             requests, self._inbox = self._inbox, []
         return requests
+
+    def take_cancel(self) -> bool:
+        if not self._cancelling:
+            return False
+        with self._lock:
+            self._cancelling = False
+        return True
 
     def give(self, exchanges: list[Exchange]) -> None:
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BURST = 0.025  # seconds' worth that may go at once: a loop wakes late, and what it was late by is made good
+_AHEAD = 0.003  # seconds
 _HEAD = 300  # bytes of a request besides its body, about
 
 
@@ -22,6 +23,15 @@ class Pace:
 
     requests_until: float = float("-inf")
     bits_until: float = float("-inf")
+
+
+def ahead(speed: float, places: int) -> int:
+    """How many requests may be handed over beyond those that have a place, where ``speed`` of them end in a second.
+
+    So the places do not stand empty until the event loop has heard of an end and has brought the next request. They
+    wait for milliseconds: where requests take long, there are none.
+    """
+    return min(places, int(speed * _AHEAD))
 
 
 def ready_at(pace: Pace) -> float:

@@ -42,6 +42,9 @@ class Port(Protocol):
     def closing(self) -> bool:
         """Whether to end; asked after each ``take``."""
 
+    def take_cancel(self) -> bool:
+        """Whether what has not begun is not to begin; asked after each ``take``, and said once."""
+
     def give(self, exchanges: list[Exchange]) -> None: ...
 
     def close(self) -> Sequence[Request]:
@@ -57,6 +60,7 @@ class Transfers:
         self._max_connections = max_connections
         self._clock = clock
         self._taken: deque[Request] = deque()  # and not begun
+        self._open_to: dict[str, int] = {}  # requests, of destinations that have fewer places than may be open
         self._active: dict[pycurl.Curl, Slot] = {}
         self._large: list[Slot] = []  # of the active ones, those whose body is still being sent
         self._free: list[Slot] = []
@@ -76,9 +80,7 @@ class Transfers:
                 threading.Event().wait(min(1.0, 0.05 * troubles))
         self._abort(FailureKind.CANCELLED, "stopped before the answer came")
         self._taken.extend(self._port.close())
-        if self._taken:
-            self._port.give([cancelled(request) for request in self._taken])
-            self._taken.clear()
+        self._give_back_taken()
         for slot in self._free:
             slot.curl.close()
         self._free.clear()
@@ -89,6 +91,8 @@ class Transfers:
             self._taken.extend(port.take())
             if port.closing:  # asked after taking: the wake-up may have been for this
                 return
+            if port.take_cancel():
+                self._give_back_taken()
             if self._taken:
                 self._begin_taken()
             multi.perform()
@@ -117,12 +121,23 @@ class Transfers:
     def _begin_taken(self) -> None:
         now = self._clock.monotonic()
         refused: list[Exchange] = []
-        while self._taken:
-            refusal = self._begin(self._taken.popleft(), now)
+        without_place: list[Request] = []
+        while self._taken and len(self._active) < self._max_connections:
+            request = self._taken.popleft()
+            if request.places and self._open_to.get(request.destination, 0) >= request.places:
+                without_place.append(request)
+                continue
+            refusal = self._begin(request, now)
             if refusal is not None:
                 refused.append(refusal)
+        self._taken.extendleft(reversed(without_place))
         if refused:
             self._port.give(refused)
+
+    def _give_back_taken(self) -> None:
+        if self._taken:
+            self._port.give([cancelled(request) for request in self._taken])
+            self._taken.clear()
 
     def _begin(self, request: Request, now: float) -> Exchange | None:
         """Start ``request``, or say why it cannot be."""
@@ -146,6 +161,8 @@ class Transfers:
             slot.discard()
             return not_sendable(request, trouble)
         self._active[slot.curl] = slot
+        if request.places:
+            self._open_to[request.destination] = self._open_to.get(request.destination, 0) + 1
         if slot.is_large:
             self._large.append(slot)
         return None
@@ -170,6 +187,10 @@ class Transfers:
         self._multi.remove_handle(curl)
         slot = self._active.pop(curl)
         request: Request = slot.request
+        if request.places:
+            left = self._open_to[request.destination] = self._open_to[request.destination] - 1
+            if not left:
+                del self._open_to[request.destination]
         if slot.is_large:
             self._large.remove(slot)
         try:
@@ -192,6 +213,7 @@ class Transfers:
             with contextlib.suppress(Exception):
                 slot.discard()
         self._active.clear()
+        self._open_to.clear()
         self._large.clear()
         self._around.resolving = 0
         if self._multi is not None:

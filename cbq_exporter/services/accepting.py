@@ -27,10 +27,12 @@ class Accepted:
 class Acceptor:
     """Parcels are numbered in the order of claiming."""
 
-    def __init__(self, receivers: Receivers, holding: Holding, clock: Clock) -> None:
+    def __init__(self, receivers: Receivers, holding: Holding, clock: Clock, most_open: int) -> None:
+        """``most_open``: requests to all destinations together."""
         self._receivers = receivers
         self._holding = holding
         self._clock = clock
+        self._most_open = most_open
         self._number = 0
 
     def accept(self, claim: Claim, not_after: float, paused: Collection[str]) -> Accepted:
@@ -66,6 +68,8 @@ class Acceptor:
                 not_after,
                 gzip=receiver.gzip_from is not None and len(body) >= receiver.gzip_from,
                 tls=receiver.tls,
+                destination=receiver.name,
+                places=0 if receiver.concurrency >= self._most_open else receiver.concurrency,
             )
             self._number += 1
             copies = 1 if receiver.coalesce is None else 2

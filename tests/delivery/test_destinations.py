@@ -83,6 +83,20 @@ def test_the_appetite_of_a_destination_is_its_free_places_and_what_it_will_end_s
     assert places.appetite(parcel(0, "d", rate="2/s").receiver, 0.0) == (2, 2)
 
 
+def test_of_a_fast_destination_more_are_handed_over_until_it_falls_silent() -> None:
+    places = Destinations()
+    known(places, "a")
+    for number in range(3000):
+        places.offer(parcel(number), 0.0)
+    begun = 2
+    for _ in range(1100):  # a thousand in half a second
+        begun += len(places.ended("a", 0.5, answered=True)) - 1
+    assert begun == 4  # as many again as it has places
+    assert places.in_flight() == {"a": 2}
+    begun += sum(len(places.ended("a", 0.6, answered=False)) - 1 for _ in range(4))
+    assert begun == 2
+
+
 def test_a_destination_with_a_rate_starts_one_after_the_other_by_the_clock() -> None:
     places = Destinations()
     offered = [places.offer(parcel(number, rate="10/s"), 100.0) for number in range(5)]

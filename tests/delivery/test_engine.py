@@ -20,7 +20,7 @@ import pycurl
 import pytest
 
 from cbq_exporter.clock import SYSTEM_CLOCK
-from cbq_exporter.delivery import slot, transfers
+from cbq_exporter.delivery import pacing, slot, transfers
 from cbq_exporter.delivery.engine import Engine, Exchange, Request
 from cbq_exporter.delivery.own_thread import OwnThread
 from cbq_exporter.delivery.poller import Poller
@@ -184,6 +184,36 @@ def test_connections_are_bounded(receiver: Receiver) -> None:
         sender.send([sender.request(url) for _ in range(200)])
     assert receiver.most_open_connections == 5
     assert receiver.connections <= 23 + 5
+
+
+@pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
+def test_of_fast_ones_more_are_handed_over_and_no_more_are_open(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, own_process: bool
+) -> None:
+    """Those that are handed over wait in their order, each destination for its own places, and are cancelled too."""
+    monkeypatch.setattr(pacing, "_AHEAD", 1.0)  # seconds: a receiver of tests is not that fast
+    slow, quick = receiver.on("/slow", held), receiver.on("/quick", Answer())
+    with Sender(max_connections=4, own_process=own_process) as sender:
+        until = time.monotonic() + 0.6  # it has been measured by then
+        while time.monotonic() < until:
+            sender.send([sender.request(quick) for _ in range(20)])
+        before = len(receiver.requests)
+        sender.submit([sender.request(slow, destination="slow", places=2) for _ in range(5)])
+        sender.submit([sender.request(quick, destination="quick", places=2) for _ in range(5)])
+        sender.wait(lambda: sender.engine.outstanding == 5)  # the quick ones went past them
+        receiver.wait_for_requests(before + 7)
+        assert sender.engine.in_flight == 5
+        sender.submit([sender.request(slow) for _ in range(6)])  # 8 of these 11 are handed over, 4 open
+        receiver.wait_for_requests(before + 9)
+        assert sender.engine.in_flight == 8
+        sender.engine.cancel_unstarted()
+        sender.wait(lambda: sender.engine.outstanding == 4)
+        assert [end.failure for end in sender.done[-7:]] == [FailureKind.CANCELLED] * 7
+        receiver.open_gate()
+        sender.wait()
+        assert [end.status for end in sender.done[-4:]] == [200] * 4
+    assert len(receiver.requests) == before + 9
+    assert receiver.most_open_connections == 4
 
 
 def test_more_than_a_thousand_connections_at_once(receiver: Receiver, many_descriptors: None) -> None:
