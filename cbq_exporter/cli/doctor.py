@@ -57,6 +57,7 @@ async def _examine(config: Config, queue: QueueConfig) -> tuple[Examination, Seq
     from cbq_exporter.config import warnings
     from cbq_exporter.errors import ConfigError
     from cbq_exporter.services.doctor import examine, judge
+    from cbq_exporter.store import disk
     from cbq_exporter.store.opening import keys_of, lock_rule_of, open_connections
     from cbq_exporter.web.tls import check_web_config
 
@@ -76,6 +77,7 @@ async def _examine(config: Config, queue: QueueConfig) -> tuple[Examination, Seq
         lock_rule=lock_rule,
         config_warnings=told,
         config_problems=problems,
+        disk_room=disk.room(config.data_dir) if config.redis.url is None else None,
     )
     return seen, findings
 

@@ -114,12 +114,21 @@ def _has(word: str, text: str) -> bool:
 class Connections:
     """Opens on first use; ``on_error`` is told the kind of every error, for the metric.
 
-    ``shown_as`` is the server's address in messages: without a password.
+    ``shown_as`` is the server's address in messages: without a password. ``why_gone`` is asked for the reason where
+    the server cannot be reached.
     """
 
-    def __init__(self, url: str, *, shown_as: str, on_error: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        shown_as: str,
+        on_error: Callable[[str], None] | None = None,
+        why_gone: Callable[[], str | None] | None = None,
+    ) -> None:
         self.shown_as = shown_as
         self._on_error = on_error
+        self._why_gone = why_gone
         self._mutations = _Client(url, _MOST_CONNECTIONS)
         self._reads = _Client(url, _MOST_CONNECTIONS)
         self._waits = _Client(url, _MOST_WAITS)
@@ -187,6 +196,8 @@ class Connections:
             if isinstance(error, TimeoutError) and not str(error):
                 error.args = (f"no answer within {deadline:g} s",)
             ours = translate(error, self.shown_as)
+            if ours.kind == "connect" and self._why_gone is not None and (why := self._why_gone()) is not None:
+                ours = StoreUnavailable(why, kind="connect")
             self._note(ours)
             raise ours from error
 

@@ -38,6 +38,7 @@ from urllib.parse import quote
 import msgspec
 
 from cbq_exporter.errors import EmbeddedStoreError, StoreError
+from cbq_exporter.store import disk
 from cbq_exporter.store.connections import Connections
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class EmbeddedServer:
         self._role = role
         self._holding: int | None = None  # the descriptor of holder.lock
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_began = 0  # where in the log the process's own lines begin
         self._socket = Path()
 
     @property
@@ -140,7 +142,8 @@ class EmbeddedServer:
             if not self._is_started():
                 return
             code = self._process.returncode if self._process is not None else None
-            log.error("the embedded server ended; starting it again", extra={"exit_code": code})
+            why = self._folder.why_it_ended(self._log_began, "ended")
+            log.error("the embedded server ended; starting it again", extra={"exit_code": code, "error": why})
             pause = _FIRST_PAUSE if time.monotonic() - began > _SOUND_AFTER else min(2 * pause, _LONGEST_PAUSE)
             await asyncio.sleep(pause)
             if not self._is_started():
@@ -172,13 +175,13 @@ class EmbeddedServer:
         self._socket.unlink(missing_ok=True)
         lock = await self._lock_for_server()
         try:
-            self._process, log_began = self._spawn(lock)
+            self._process, self._log_began = self._spawn(lock)
         finally:
             os.close(lock)
         try:
             running = _Running(self._process.pid, str(self._socket))
             self._folder.note(running)
-            await self._wait_for_answer(log_began)
+            await self._wait_for_answer()
             self._folder.note(msgspec.structs.replace(running, answers=True))
         except BaseException:
             self._kill()
@@ -205,7 +208,7 @@ class EmbeddedServer:
                 ) from error
             return process, output.tell()
 
-    async def _wait_for_answer(self, log_began: int) -> None:
+    async def _wait_for_answer(self) -> None:
         client = Connections(_url(str(self._socket)), shown_as=str(self._socket))
         give_up_at = time.monotonic() + _OPENS_WITHIN
         try:
@@ -215,7 +218,8 @@ class EmbeddedServer:
                     return
                 except StoreError as error:
                     if self.pid is None:
-                        raise EmbeddedStoreError(self._folder.why_it_ended(log_began)) from error
+                        why = self._folder.why_it_ended(self._log_began, "does not start")
+                        raise EmbeddedStoreError(why) from error
                     if error.kind not in ("loading", "timeout") and time.monotonic() > give_up_at:
                         raise EmbeddedStoreError(f"the embedded server does not answer: {error}") from error
                 await asyncio.sleep(0.01)
@@ -389,21 +393,20 @@ class _Folder:
             f"to end: end it{who}, then start again"
         )
 
-    def why_it_ended(self, log_began: int) -> str:
+    def why_it_ended(self, log_began: int, what: str) -> str:
+        """One line that begins with ``what`` the server did. A full disk has no room for the server's log either."""
+        if (full := disk.why_full(self.path)) is not None:
+            return full
         said = ""
         with contextlib.suppress(OSError), open(self.log, "rb") as file:
             file.seek(log_began)
             said = file.read(65_536).decode("utf-8", "replace")
-        with contextlib.suppress(OSError):
-            if os.strerror(errno.ENOSPC) in said or os.statvfs(self.path).f_bavail == 0:
-                return self.full()
+        if os.strerror(errno.ENOSPC) in said:
+            return disk.full(self.path)
         # Lines begin with the process, a role and the time; '#' marks those that say what is wrong.
         serious = [line.partition(" # ")[2] for line in said.splitlines() if " # " in line and "WARNING" not in line]
         reason = f"{serious[-1][:300]}: " if serious else ""
-        return f"the embedded server does not start: {reason}look at {self.log}"
-
-    def full(self) -> str:
-        return f"the disk of data_dir {self.path} is full: free some space"
+        return f"the embedded server {what}: {reason}look at {self.log}"
 
     @contextlib.contextmanager
     def plain_errors(self) -> Iterator[None]:
@@ -417,7 +420,7 @@ class _Folder:
             ) from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise EmbeddedStoreError(self.full()) from error
+                raise EmbeddedStoreError(disk.full(self.path, disk.room(self.path))) from error
             raise EmbeddedStoreError(
                 f"data_dir {self.path} cannot be used: {error.strerror or error}: set another data_dir"
             ) from error

@@ -10,12 +10,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cbq_exporter.config import redis_url
 from cbq_exporter.config.models import Config, QueueConfig
 from cbq_exporter.errors import EmbeddedStoreError
 from cbq_exporter.model import LockRule
+from cbq_exporter.store import disk
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.reader import Reader, Source
@@ -81,8 +83,10 @@ def make_store(
 
 
 def _connections(config: Config, url: str, on_error: Callable[[str], None] | None = None) -> Connections:
-    shown_as = f"{config.data_dir} (embedded)" if config.redis.url is None else redis_url.redacted(url)
-    return Connections(url, shown_as=shown_as, on_error=on_error)
+    if config.redis.url is not None:
+        return Connections(url, shown_as=redis_url.redacted(url), on_error=on_error)
+    why_gone = partial(disk.why_full, config.data_dir)
+    return Connections(url, shown_as=f"{config.data_dir} (embedded)", on_error=on_error, why_gone=why_gone)
 
 
 def reader_of(config: Config, connections: Connections, lock_value: str = "") -> Reader:

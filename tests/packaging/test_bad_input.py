@@ -84,6 +84,34 @@ def test_a_redis_that_cannot_be_used(change: Any, says: str, words: list[str], g
     assert PASSWORD not in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("settings", "ends"),
+    [
+        (("--maxmemory", "500kb"), "it is at maxmemory: free memory or raise maxmemory (OOM "),
+        (("--min-replicas-to-write", "1"), "connect one, or lower min-replicas-to-write (NOREPLICAS "),
+        (("--replicaof", "127.0.0.1 1"), "it is a replica: point redis.url at the primary (READONLY "),
+    ],
+    ids=["full", "too-few-replicas", "replica"],
+)
+def test_a_redis_that_takes_no_changes(settings: tuple[str, str], ends: str, tmp_path: Path) -> None:
+    with Server("redis", *settings) as server:
+        settled = {"redis": {"url": server.url}, "queues": QUEUES}
+        code, lines = run(tmp_path, settled, "enqueue", "--url", "https://example.com/", "--data", "{}")
+    assert (code, len(lines)) == (4, 1), lines
+    assert ends in lines[0]
+    assert "script" not in lines[0]  # nothing of where in ours
+
+
+def test_a_key_of_a_foreign_type(server: Server, tmp_path: Path) -> None:
+    server.client.set(f"{QUEUES[0]['prefix']}:lock", "x")
+    server.client.set(f"{QUEUES[0]['prefix']}:processing", "x")
+    settled = {"redis": {"url": server.url}, "queues": QUEUES}
+    code, lines = run(tmp_path, settled, "recover", "--all", "--yes")
+    assert (code, len(lines)) == (4, 1), lines
+    assert "cbq-exporter doctor names it" in lines[0]
+    assert server.client.get(f"{QUEUES[0]['prefix']}:processing") == b"x"
+
+
 def test_the_daemon_says_what_is_wrong_with_redis_and_waits_until_it_is_mended(guarded: Server) -> None:
     client: Any = guarded.client
     with Daemon(guarded.url.replace("redis://", "redis://:wrong@"), queue()) as daemon:
@@ -196,6 +224,8 @@ def test_a_full_disk_below_the_embedded_store(tmp_path: Path) -> None:
         code, lines = run(tmp_path, config, "enqueue", before=big)
         assert code == 4, lines
         assert lines[-1].startswith("cbq-exporter: ")
+        assert re.search(f"the disk of data_dir {data} is full \\(.* left\\): free some space", lines[-1]), lines
+        assert "Connection closed" not in lines[-1]
         assert len(_told(lines)) <= 2  # the audit could not be written either
         said = re.search(r": ([\d,]+) callbacks enqueued", lines[-1])
         certain = int(said[1].replace(",", "")) if said else 0
@@ -207,6 +237,46 @@ def test_a_full_disk_below_the_embedded_store(tmp_path: Path) -> None:
             [*command, str(tmp_path / "config.yaml")], env=ENVIRONMENT, capture_output=True, check=True, timeout=60
         )
         assert json.loads(shown.stdout)["queues"][0]["lengths"]["pending"] >= certain
+
+
+def test_a_disk_that_fills_up_below_a_daemon(tmp_path: Path) -> None:
+    """Everybody is told why; with space made it goes on by itself, and nothing is lost."""
+    if shutil.which("unshare") is None or shutil.which("nsenter") is None or os.geteuid() != 0:
+        skip_or_fail("root, unshare and nsenter are needed")
+    (tmp_path / "data").mkdir()
+    full = f"the disk of data_dir {tmp_path}/data is full"
+    filler = tmp_path / "data" / "filler"
+    settings: dict[str, Any] = {"redis": {"url": None}, "queues": [queue(mode="observe")]}
+    small, large = (
+        ("enqueue", "--url", "https://x.invalid/", "--data", json.dumps("x" * length)) for length in (1, 20_000)
+    )  # the large one does not fit into what is left of the file's last page
+    with _on_small_disk(tmp_path / "data", "24m") as holder:
+        inside = ("nsenter", "--target", str(holder.pid), "--mount")
+        with Daemon(None, queue(mode="observe"), folder=tmp_path, before=inside) as daemon:
+            daemon.wait_until_ready()
+            (tmp_path / "beside").mkdir()
+            settings["data_dir"] = str(daemon.data_dir)
+            assert run(tmp_path / "beside", settings, *small, before=inside)[0] == 0
+            subprocess.run([*inside, "dd", "if=/dev/zero", f"of={filler}"], stderr=subprocess.DEVNULL, timeout=60)
+
+            code, lines = run(tmp_path / "beside", settings, *large, before=inside)
+            assert code == 4, lines
+            assert full in lines[-1]
+            daemon.wait_until_not_ready(full)
+            assert any("embedded server ended" in line and full in line for line in daemon.log().splitlines())
+            looked = subprocess.run(
+                [*inside, sys.executable, "-m", "cbq_exporter", "doctor", "-c", str(daemon.config_file)],
+                env=ENVIRONMENT,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert looked.returncode == 4
+            assert re.search(r"problem +disk +full: .* left below the embedded store", looked.stdout), looked.stdout
+
+            subprocess.run([*inside, "rm", str(filler)], check=True, timeout=60)
+            daemon.wait_until_ready(30)
+            assert daemon.metrics().get("cbq_queue_length", queue="callbacks", state="pending") == 1
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ class Daemon:
     """Use as a context manager: inside, it runs and serves HTTP (it may not be ready yet).
 
     ``redis`` None is the embedded store. ``folder`` holds its configuration, its output and its data; a second
-    daemon on the same folder would share them.
+    daemon on the same folder would share them. ``before`` is a program that becomes the daemon, and its arguments.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class Daemon:
         alerts: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
         destinations: Sequence[dict[str, Any]] = (),
+        before: Sequence[str] = (),
     ) -> None:
         self._own_folder = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="cbq-"))
@@ -121,6 +122,7 @@ class Daemon:
             "destinations": list(destinations),
         }
         self._environment = environment or {}
+        self._before = before
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
 
@@ -142,7 +144,7 @@ class Daemon:
         self.configure()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CBQ_")}
         environment |= self._environment
-        command = [sys.executable, "-m", "cbq_exporter", "serve", "-c", str(self.config_file)]
+        command = [*self._before, sys.executable, "-m", "cbq_exporter", "serve", "-c", str(self.config_file)]
         with open(self.folder / "out", "wb") as out, open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=log

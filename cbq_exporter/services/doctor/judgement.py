@@ -6,11 +6,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from cbq_exporter.model import LockRule, Mode
+from cbq_exporter.phrases import size
 from cbq_exporter.services.doctor.examination import Examination
 from cbq_exporter.services.doctor.findings import Finding, Severity, note, ok, problem, warning
+from cbq_exporter.store.disk import FULL_BELOW
 
 _LEAST_VERSION = {"redis": (6, 2), "valkey": (7, 2)}
 _FULL, _NEARLY_FULL = 0.95, 0.80  # of maxmemory
+_LITTLE_ROOM = 256 * 1024 * 1024  # bytes
 _CLOCKS_DIFFER = 2.0  # seconds
 _BEAT_IS_OLD = 60.0  # seconds, at least
 _TRASH_IS_OLD = 300.0  # seconds past its end: upkeep comes once a minute
@@ -27,9 +30,13 @@ def judge(
     lock_rule: LockRule,
     config_warnings: Iterable[str] = (),
     config_problems: Iterable[object] = (),
+    disk_room: int | None = None,
 ) -> tuple[Finding, ...]:
-    """All that was checked, the worst first. ``stuck_after`` (in seconds) and ``lock_rule`` are the queue's."""
-    found: list[Finding] = list(_reachable(seen))
+    """All that was checked, the worst first. ``stuck_after`` (in seconds) and ``lock_rule`` are the queue's.
+
+    ``disk_room`` is what is free below the embedded store, in bytes; None for another one.
+    """
+    found: list[Finding] = [*_reachable(seen), *_disk(disk_room)]
     if seen.error is None:
         for check in _CHECKS:
             found += check(seen)
@@ -50,6 +57,18 @@ def _reachable(seen: Examination) -> Iterator[Finding]:
         yield problem("server", seen.error, "mend this first: nothing else could be looked at")
     else:
         yield ok("server", f"{seen.shown_as} answers")
+
+
+def _disk(room: int | None) -> Iterator[Finding]:
+    if room is None:
+        return
+    left = f"{size(room)} left below the embedded store"
+    if room < FULL_BELOW:
+        yield problem("disk", f"full: {left}; it ends at the next change that does not fit", "free some space")
+    elif room < _LITTLE_ROOM:
+        yield warning("disk", left, "free some space: once the disk is full, no callback can be queued or sent")
+    else:
+        yield ok("disk", left)
 
 
 def _version(seen: Examination) -> Iterator[Finding]:
