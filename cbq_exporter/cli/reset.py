@@ -10,7 +10,7 @@ import click
 
 from cbq_exporter.cli import output
 from cbq_exporter.cli.operating import How, changing, operate
-from cbq_exporter.cli.running import run
+from cbq_exporter.cli.running import configured, queue_config, run
 from cbq_exporter.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def reset(
     from cbq_exporter.services.operations import Reset
 
     if yes and queue_name is None:
-        raise UsageError("reset --yes needs the queue's name: --queue NAME")
+        name = queue_config(configured(config_path), None).name
+        raise UsageError(f"reset --yes needs the queue's name: --queue {name}")
 
     def ask(plan: Plan) -> None:
         if not yes:

@@ -42,28 +42,30 @@ _UNAVAILABLE = (
     ("READONLY", "readonly", "it is a replica: point redis.url at the primary"),
     ("OOM", "oom", "it is at maxmemory: free memory or raise maxmemory"),
     ("MISCONF", "misconf", "it cannot write to its disk: look at its log"),
-    ("NOREPLICAS", "noreplicas", "too few replicas are connected"),
-    ("MASTERDOWN", "masterdown", "its primary is down"),
+    ("NOREPLICAS", "noreplicas", "too few replicas are connected: connect one, or lower min-replicas-to-write"),
+    ("MASTERDOWN", "masterdown", "it is a replica whose primary is down: point redis.url at a primary"),
     ("CLUSTERDOWN", "clusterdown", "the cluster is down"),
-    ("BUSY", "busy", "a script blocks it"),
+    ("BUSY", "busy", "a script blocks it: wait, or SCRIPT KILL"),
     ("TRYAGAIN", "tryagain", "slots are being moved"),
     ("max number of clients", "maxclients", "it has no connection left: raise maxclients"),
 )
+_PERMISSION = "the user of redis.url lacks a permission: cbq-exporter explain redis-acl.md has the lines"
 _MISUSE = (
     (
         "WRONGTYPE",
         "wrongtype",
-        "a key of this queue holds another type: rename or delete that key, or choose another prefix",
+        "a key holds another type (cbq-exporter doctor names it): rename or delete that key, or choose another prefix",
     ),
-    ("NOPERM", "permission", "the user of redis.url lacks a permission"),
-    ("No permission", "permission", "the user of redis.url lacks a permission"),
-    ("ACL failure", "permission", "the user of redis.url lacks a permission"),  # in a script of Valkey's
-    ("The user executing the script can't", "permission", "the user of redis.url lacks a permission"),  # of Redis's
+    ("NOPERM", "permission", _PERMISSION),
+    ("No permission", "permission", _PERMISSION),
+    ("ACL failure", "permission", _PERMISSION),  # in a script of Valkey's
+    ("The user executing the script can't", "permission", _PERMISSION),  # of Redis's
     ("MOVED", "cluster", "it is a cluster, which is not available yet in this version"),
     ("CROSSSLOT", "crossslot", "the keys of one queue must share a hash tag"),
     ("unknown command", "unsupported", "the server is too old: Redis 6.2 or Valkey 7.2 is needed"),
     ("Unknown Redis command", "unsupported", "the server is too old: Redis 6.2 or Valkey 7.2 is needed"),
 )
+_IN_SCRIPT = re.compile(r",? script: [0-9a-f]{40}, on @user_script:\d+\.?$")
 ERROR_KINDS = (
     "connect",
     "timeout",
@@ -81,15 +83,18 @@ def translate(error: BaseException, where: str) -> StoreError:
         error = error.__cause__  # the greeting on a unix socket was refused
     text = _said(error)
     if isinstance(error, driver.AuthenticationError | driver.AuthorizationError) or _has("NOAUTH", text):
-        return StoreUnavailable(f"Redis at {where} refuses the login: {text}: check redis.url", kind="auth")
+        do = "check user and password of redis.url, or of CBQ_REDIS_URL, which goes before it"
+        return StoreUnavailable(f"Redis at {where} refuses the login: {do} ({text})", kind="auth")
     if isinstance(error, driver.TimeoutError | TimeoutError):
         # A server that speaks no TLS waits for the end of what it takes for a command.
         doubt = "; does it speak TLS?" if where.startswith("rediss:") and "connecting" in text else ""
         return StoreUnavailable(f"Redis at {where} does not answer in time: {text or 'timeout'}{doubt}", kind="timeout")
+    # The embedded one has no address that could be wrong.
+    do = ": check that it runs, and redis.url, or CBQ_REDIS_URL, which goes before it" if "://" in where else ""
     unreachable = type(error) is driver.ConnectionError and "max number of clients" not in text
     if unreachable or isinstance(error, OSError):
         # Not the server's words: they may hold a path or a host name.
-        return StoreUnavailable(f"Redis at {where} cannot be reached: {text}", kind="connect")
+        return StoreUnavailable(f"Redis at {where} cannot be reached: {text}{do}", kind="connect")
     for word, kind, hint in _UNAVAILABLE:
         if _has(word, text):
             return StoreUnavailable(f"Redis at {where} cannot be used: {hint} ({text})", kind=kind)
@@ -97,14 +102,15 @@ def translate(error: BaseException, where: str) -> StoreError:
         if _has(word, text):
             return StoreMisuse(f"Redis at {where}: {hint} ({text})", kind=kind)
     if isinstance(error, driver.ConnectionError):
-        return StoreUnavailable(f"Redis at {where} cannot be reached: {text}", kind="connect")
+        return StoreUnavailable(f"Redis at {where} cannot be reached: {text}{do}", kind="connect")
     return StoreMisuse(f"Redis at {where} answered with an error: {text}", kind="other")
 
 
 def _said(error: BaseException) -> str:
-    """One line; with the server's first word, which the driver takes off where it knows it."""
+    """One line; with the server's first word, which the driver takes off where it knows it, and without the place in
+    a script of ours, which helps nobody."""
     word = getattr(error, "status_code", None)
-    return " ".join(f"{word or ''} {error}".split())[:300]
+    return _IN_SCRIPT.sub("", " ".join(f"{word or ''} {error}".split()))[:300]
 
 
 def _has(word: str, text: str) -> bool:

@@ -91,6 +91,7 @@ def test_recover(cli: Cli) -> None:
         [
             "callbacks holds 3 processing",
             "nothing in processing is to be recovered: seen there for 10m00s or under a lease that ran out",
+            "how long is known from when a daemon first saw it; without an age, all that no lease holds",
             "there is nothing to do",
         ],
     )
@@ -123,7 +124,7 @@ def test_reset_and_undo(cli: Cli) -> None:
             ),
         ],
     )
-    assert says(cli, "reset", "--yes") == (2, ["cbq-exporter: reset --yes needs the queue's name: --queue NAME"])
+    assert says(cli, "reset", "--yes") == (2, ["cbq-exporter: reset --yes needs the queue's name: --queue callbacks"])
     assert cli.pending() == [item(1), item(2)]
     moved = "moved 2 callbacks to the trash; the way back: cbq-exporter undo --trash RESET"
     assert says(cli, "reset", "--yes", "--queue", "callbacks") == (0, [*plan, moved])

@@ -68,7 +68,7 @@ def test_a_url_of_redis_that_is_none(tmp_path: Path) -> None:
         (lambda url: url.replace("redis://", "redis://:wrong@"), "refuses the login"),
         (lambda url: url, "refuses the login"),  # no password at all
         (lambda url: url.replace("redis://", f"rediss://:{PASSWORD}@"), "; does it speak TLS?"),  # it does not
-        (lambda url: "redis://127.0.0.1:1", "cannot be reached: "),
+        (lambda url: "redis://127.0.0.1:1", ": check that it runs, and redis.url, or CBQ_REDIS_URL, which"),
         (lambda url: "redis://no-such-host.invalid:6379", "cannot be reached: "),
         (lambda url: "unix:///no/such/socket", "cannot be reached: "),
     ],
@@ -82,6 +82,34 @@ def test_a_redis_that_cannot_be_used(change: Any, says: str, words: list[str], g
     assert says in lines[0]
     assert "wrong" not in lines[0].partition("refuses the login")[0]
     assert PASSWORD not in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "ends"),
+    [
+        (("--maxmemory", "500kb"), "it is at maxmemory: free memory or raise maxmemory (OOM "),
+        (("--min-replicas-to-write", "1"), "connect one, or lower min-replicas-to-write (NOREPLICAS "),
+        (("--replicaof", "127.0.0.1 1"), "it is a replica: point redis.url at the primary (READONLY "),
+    ],
+    ids=["full", "too-few-replicas", "replica"],
+)
+def test_a_redis_that_takes_no_changes(settings: tuple[str, str], ends: str, tmp_path: Path) -> None:
+    with Server("redis", *settings) as server:
+        settled = {"redis": {"url": server.url}, "queues": QUEUES}
+        code, lines = run(tmp_path, settled, "enqueue", "--url", "https://example.com/", "--data", "{}")
+    assert (code, len(lines)) == (4, 1), lines
+    assert ends in lines[0]
+    assert "script" not in lines[0]  # nothing of where in ours
+
+
+def test_a_key_of_a_foreign_type(server: Server, tmp_path: Path) -> None:
+    server.client.set(f"{QUEUES[0]['prefix']}:lock", "x")
+    server.client.set(f"{QUEUES[0]['prefix']}:processing", "x")
+    settled = {"redis": {"url": server.url}, "queues": QUEUES}
+    code, lines = run(tmp_path, settled, "recover", "--all", "--yes")
+    assert (code, len(lines)) == (4, 1), lines
+    assert "cbq-exporter doctor names it" in lines[0]
+    assert server.client.get(f"{QUEUES[0]['prefix']}:processing") == b"x"
 
 
 def test_the_daemon_says_what_is_wrong_with_redis_and_waits_until_it_is_mended(guarded: Server) -> None:

@@ -85,6 +85,7 @@ def _info(**values: str) -> Examination:
         (_info(aof_last_write_status="err"), "problem", "persistence", "append-only file failed"),
         (_info(rdb_last_bgsave_status="err"), "problem", "persistence", "snapshot failed"),
         (_info(role="slave"), "problem", "replication", "it is a replica"),
+        (_info(min_slaves_good_slaves="0"), "problem", "replication", "too few replicas"),
         (replace(HEALTHY, skew=-5.0), "warning", "clocks", "5.0 s behind"),
         (replace(HEALTHY, skew=5.0), "warning", "clocks", "5.0 s ahead of"),
         (replace(HEALTHY, sample=Sample(1, {}, NOW + 60)), "warning", "clocks", "producer's clock is 60.0 s ahead"),

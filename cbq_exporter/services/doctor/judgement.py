@@ -172,6 +172,12 @@ def _append_only_file(appendfsync: str | None) -> Iterator[Finding]:
 
 
 def _replication(seen: Examination) -> Iterator[Finding]:
+    if seen.info.get("min_slaves_good_slaves") == "0":  # there only where min-replicas-to-write asks for some
+        yield problem(
+            "replication",
+            "too few replicas are connected: it refuses changes",
+            "connect one, or lower min-replicas-to-write",
+        )
     if seen.info.get("role") != "slave":
         return
     if seen.mode is Mode.OBSERVE:
@@ -249,7 +255,7 @@ def _items(seen: Examination) -> Iterator[Finding]:
             "look at the producer; in dispatch mode they become dead letters",
         )
     else:
-        yield ok("items", f"{sample.looked_at:,} callbacks at the ends of pending can be read")
+        yield ok("items", f"{_count(sample.looked_at, 'callback')} at the ends of pending can be read")
 
 
 def _leases(seen: Examination) -> Iterator[Finding]:

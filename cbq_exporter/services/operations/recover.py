@@ -16,6 +16,9 @@ async def plan(parts: Parts, operation: Recover) -> Plan:
         summary.append(f"put {callbacks(count)} of processing back to the head of pending: {which}")
     else:
         summary.append(f"nothing in processing is to be recovered: {which}")
+        if operation.older_than is not None and contents.counts["processing"]:
+            # The age of what lies there is nowhere in it: where nobody looked, nothing is ever old.
+            summary.append("how long is known from when a daemon first saw it; without an age, all that no lease holds")
     if count and not operation.only_known_stuck:
         summary.append("what other workers are sending at this moment is sent a second time")
     return Plan(
