@@ -73,7 +73,8 @@ def _tls(explained: Explanation) -> str:
 
 def _verdict(explained: Explanation) -> str:
     if explained.refused is not None:
-        return output.paint(f"refused: {explained.refused}", "red")
+        way = "" if explained.setting is None else f": where it is meant to be sent to, add it to {explained.setting}"
+        return output.paint(f"refused: {explained.refused}{way}", "red")
     if explained.unresolved is not None:
         return output.paint(f"its name leads nowhere now: {explained.unresolved}", "yellow")
     if explained.proxy is not None:

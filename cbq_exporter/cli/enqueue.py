@@ -66,7 +66,7 @@ def enqueue(
     """
     if url is not None:
         payload = _from_flags(url, data, task_id, status, prompt)
-        return run(_push_one(config_path, queue_name, payload))
+        return run(_push_one(config_path, queue_name, payload, with_data=data is not None))
     if data is not None or task_id is not None or prompt is not None:
         raise UsageError("--data, --task-id and --prompt need --url; callbacks on standard input carry their own")
     if sys.stdin.isatty():
@@ -111,12 +111,14 @@ def _json_argument(data: str | None) -> object:
         raise UsageError(f"--data is not JSON: {error}; for a file write @ before its name") from None
 
 
-async def _push_one(config_path: Path | None, queue_name: str | None, payload: bytes) -> int:
+async def _push_one(config_path: Path | None, queue_name: str | None, payload: bytes, *, with_data: bool) -> int:
     async with open_desk(config_path, queue_name) as desk, _in_audit(desk) as count:
         name = desk.queue.name
         pending = await desk.store.queues[name].enqueue([payload])
         count(1)
     output.say(f"enqueued 1 callback in {name} ({pending:,} pending)")
+    if not with_data and desk.queue.delivery.request.body == "data":
+        output.say("it has no --data: its body is {}")
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -46,12 +46,21 @@ class How:
     as_json: bool
 
 
+class _Why(click.Option):
+    """``--reason`` is taken for it too, where the command has no option of that name; people are told of one name."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        super().add_to_parser(parser, ctx)
+        if not any("--reason" in param.opts for param in ctx.command.params):
+            parser.add_option(self, ["--reason"], dest=self.name, action="store")
+
+
 def changing(command: F) -> F:
     """The options of a command that changes a queue."""
     for option in (
         options.debug,
         options.output,
-        click.option("--why", default="", metavar="TEXT", help="The reason, for the audit."),
+        click.option("--why", cls=_Why, default="", metavar="TEXT", help="The reason, for the audit."),
         click.option("--dry-run", is_flag=True, help="Only show what would be done."),
         click.option("-y", "--yes", is_flag=True, help="Do not ask."),
         options.queue,

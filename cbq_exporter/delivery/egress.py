@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # the sending process does without
 Network = IPv4Network | IPv6Network
 _Address = IPv4Address | IPv6Address
 
+METADATA = "a cloud metadata address"
+
 _REMEMBERED = 4096
 
 
@@ -32,10 +34,10 @@ def _table(*rows: tuple[str, str]) -> tuple[tuple[Network, str], ...]:
 
 # First match wins, so the narrow and telling ones stand first.
 _REFUSED_V4 = _table(
-    ("169.254.169.254/32", "a cloud metadata address"),
-    ("168.63.129.16/32", "a cloud metadata address"),
-    ("100.100.100.200/32", "a cloud metadata address"),
-    ("192.0.0.192/32", "a cloud metadata address"),
+    ("169.254.169.254/32", METADATA),
+    ("168.63.129.16/32", METADATA),
+    ("100.100.100.200/32", METADATA),
+    ("192.0.0.192/32", METADATA),
     ("0.0.0.0/32", "the unspecified address"),
     ("0.0.0.0/8", "an address of this network"),
     ("10.0.0.0/8", "a private address"),
@@ -55,8 +57,8 @@ _REFUSED_V4 = _table(
     ("240.0.0.0/4", "a reserved address"),
 )
 _REFUSED_V6 = _table(
-    ("fd00:ec2::254/128", "a cloud metadata address"),
-    ("fd20:ce::254/128", "a cloud metadata address"),
+    ("fd00:ec2::254/128", METADATA),
+    ("fd20:ce::254/128", METADATA),
     ("::/128", "the unspecified address"),
     ("::1/128", "a loopback address"),
     ("::ffff:0:0/96", "an IPv4-mapped address"),

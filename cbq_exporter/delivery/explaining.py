@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cbq_exporter.config import DestinationConfig, QueueConfig
 from cbq_exporter.config.files import Files
 from cbq_exporter.delivery import url
-from cbq_exporter.delivery.egress import policy_of
+from cbq_exporter.delivery.egress import METADATA, EgressPolicy, policy_of
 from cbq_exporter.delivery.receivers import Receivers
 
 
@@ -26,7 +26,8 @@ class Explanation:
     """``refused`` is why nothing can be sent there; None where it can, as far as is known without sending.
 
     ``unresolved`` is why the host leads nowhere now, which is tried again. ``match`` is that of the entry of
-    ``destinations`` that applies. Behind a proxy there are no addresses: it looks them up.
+    ``destinations`` that applies. Behind a proxy there are no addresses: it looks them up. ``setting`` is what would
+    let it through, where that is meant; None where nothing does.
     """
 
     given: str
@@ -43,6 +44,7 @@ class Explanation:
     proxy: str | None = None
     addresses: tuple[Address, ...] = ()
     unresolved: str | None = None
+    setting: str | None = None
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -95,4 +97,14 @@ def explain(
         None if delivery.proxy is None else delivery.proxy.url,
         addresses,
         unresolved,
+        None if refused is None else _setting(refused, target, egress, bool(addresses)),
     )
+
+
+def _setting(refused: str, target: url.Target, egress: EgressPolicy, looked_up: bool) -> str | None:
+    """A name that a proxy would look up cannot be allowed; nobody is told to allow the cloud's metadata."""
+    if egress.verdict_on_port(target.port) is not None:
+        return "delivery.egress.ports"
+    if refused.endswith(METADATA) or not (looked_up or egress.verdict(target.host) == refused):
+        return None
+    return "delivery.egress.allow"

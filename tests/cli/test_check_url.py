@@ -58,25 +58,27 @@ def test_what_may_be_sent_to(check: Callable[..., Result]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "why"),
+    ("url", "why", "setting"),
     [
-        ("http://127.1/", "127.0.0.1 is a loopback address"),
-        ("https://[fd00::1]/", "fd00::1 is a private address"),
-        ("http://localhost/", "is a loopback address"),
-        ("http://10.20.0.1:22/", "port 22 is none of 80, 443, 8443"),
-        ("ftp://example.com/", "the URL's scheme is 'ftp'"),
-        ("http://user:pw@example.com/", "the URL carries credentials"),
-        ("http://[::1", "the URL cannot be parsed"),
-        ("", "the URL is empty"),
+        ("http://127.1/", "127.0.0.1 is a loopback address", "delivery.egress.allow"),
+        ("https://[fd00::1]/", "fd00::1 is a private address", "delivery.egress.allow"),
+        ("http://localhost/", "is a loopback address", "delivery.egress.allow"),
+        ("http://10.20.0.1:22/", "port 22 is none of 80, 443, 8443", "delivery.egress.ports"),
+        ("ftp://example.com/", "the URL's scheme is 'ftp'", None),
+        ("http://user:pw@example.com/", "the URL carries credentials", None),
+        ("http://[::1", "the URL cannot be parsed", None),
+        ("", "the URL is empty", None),
     ],
 )
-def test_what_is_refused(check: Callable[..., Result], url: str, why: str) -> None:
+def test_what_is_refused(check: Callable[..., Result], url: str, why: str, setting: str | None) -> None:
     result = check(url)
     assert result.exit_code == 3
     assert result.stdout.splitlines()[-1].startswith("refused: ")
     assert why in result.stdout.splitlines()[-1]
     told = json.loads(check(url, "-o", "json").stdout)
     assert why in told["refused"]
+    assert told["setting"] == setting
+    assert result.stdout.endswith(f"add it to {setting}\n") is (setting is not None)
 
 
 def test_behind_a_proxy_names_are_not_looked_up(check: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +92,9 @@ def test_behind_a_proxy_names_are_not_looked_up(check: Callable[..., Result], mo
     assert "destination  partner (the entry that matches *.example.com)" in result.stdout
     assert result.stdout.endswith("what its name leads to, the proxy judges\n")
     for url in ("http://10.0.0.1/", "http://localhost/", "http://metadata.google.internal/"):
-        assert check(url, queue="other").exit_code == 3
+        refused = check(url, queue="other")
+        assert refused.exit_code == 3
+        assert ("delivery.egress.allow" in refused.stdout) is (url == "http://10.0.0.1/")  # names cannot be allowed
 
 
 def test_names(tmp_path: Path) -> None:

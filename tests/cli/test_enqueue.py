@@ -162,6 +162,15 @@ def test_a_full_store_ends_it_and_says_which_lines_are_in(tmp_path: Path) -> Non
         assert result.stderr.count("\n") == 1
 
 
+def test_a_body_that_would_be_empty_is_told(cli: Cli) -> None:
+    first, second = cli("enqueue", "--url", "http://example.com/").stderr.splitlines()
+    assert first.startswith("enqueued 1 callback")
+    assert second == "it has no --data: its body is {}"
+    text = cli.config_file.read_text()
+    cli.config_file.write_text(text.replace("queues:\n  - {", "queues:\n  - {delivery: {request: {body: item}}, ", 1))
+    assert cli("enqueue", "--url", "http://example.com/").stderr.count("\n") == 1
+
+
 def test_without_a_store(cli: Cli, tmp_path: Path) -> None:
     cli.config_file.write_text(f"redis: {{url: 'unix://{tmp_path}/none.sock'}}\nqueues:\n  - {{name: callbacks}}\n")
     result = cli("enqueue", "--url", "http://example.com/")

@@ -198,7 +198,7 @@ def test_json_is_alone_on_standard_output(cli: Cli) -> None:
 
 def test_audit_lists_and_filters(cli: Cli) -> None:
     assert says(cli, "audit") == (0, ["no entries in the audit of callbacks"])
-    cli("pause", "--yes", "--why", "incident\x1b[31m 7")
+    cli("pause", "--yes", "--reason", "incident\x1b[31m 7")
     cli("enqueue", "--url", "http://example.com/x")
     cli("enqueue", stdin=item(1) + b"\n" + item(2) + b"\nnot JSON\n")
     lines = [re.sub(r"^\S+ \S+", "TIME", line) for line in cli("audit").stdout.splitlines()]

@@ -53,10 +53,11 @@ def test_status(redis: Server) -> None:
     assert re.search(r"last send:  20\d\d-\d\d-\d\d \d\d:\d\d:\d\d, 1m0\ds ago\n", shown)
 
 
-def test_all_of_it_in_the_order_of_the_existing_command(redis: Server, answer: Any) -> None:
+@pytest.mark.parametrize("why", ["--why", "--reason"])
+def test_all_of_it_in_the_order_of_the_existing_command(redis: Server, answer: Any, why: str) -> None:
     filled(redis)
     answer("yes\n")
-    shown = tools("--reset", "--recover", "--unlock", "--status", "--why", "hung")
+    shown = tools("--reset", "--recover", "--unlock", "--status", why, "hung")
     where = [
         shown.index(line)
         for line in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from argparse import SUPPRESS
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from django.utils.translation import ngettext, pgettext
 
 from cbq_exporter.config.kinds import write_duration
 from cbq_exporter.django.tools import QueueStatus, get_queue_status, open_desk
+from cbq_exporter.django.words import translated
 from cbq_exporter.errors import CbqError, RefusedError
 from cbq_exporter.logs import printable
 from cbq_exporter.phrases import age
@@ -45,6 +47,7 @@ class Command(BaseCommand):
         parser.add_argument("--noinput", "--no-input", action="store_false", dest="interactive", help=_("Do not ask."))
         parser.add_argument("--queue", help=_("Which queue, where several are configured."))
         parser.add_argument("--why", default="", metavar="TEXT", help=_("The reason, for the audit."))
+        parser.add_argument("--reason", dest="why", default=SUPPRESS, help=SUPPRESS)  # what people write first
 
     def handle(self, *args: Any, **options: Any) -> None:
         queue, why = options["queue"], options["why"]
@@ -63,7 +66,7 @@ class Command(BaseCommand):
             if options["undo"] is not None:
                 async_to_sync(self._undo)(options["undo"] or None, queue, why)
         except CbqError as error:
-            raise CommandError(printable(str(error), 2000), returncode=error.exit_code) from error
+            raise CommandError(printable(translated(str(error)), 2000), returncode=error.exit_code) from error
 
     def _show(self, status: QueueStatus) -> None:
         lock = pgettext("the send lock", "free")
