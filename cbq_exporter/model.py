@@ -379,6 +379,24 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingRetry:
+    """A callback that waits in retry, as an operator sees it. Times are epoch seconds; ``payload`` where asked for.
+
+    The kind of ``failure`` says why it waits.
+    """
+
+    id: str
+    url: str
+    destination: str
+    attempts: int
+    first_at: float
+    due_at: float
+    failure: Failure
+    size: int
+    payload: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LockView:
     """The send lock. ``ttl`` in seconds; None where the lock has no expiry."""
 

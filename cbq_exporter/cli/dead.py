@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cbq_exporter.cli import options, output
+from cbq_exporter.cli import kept, options, output
 from cbq_exporter.cli.kinds import Duration
 from cbq_exporter.cli.operating import How, carry_out, changing, open_desk, show_plan
 from cbq_exporter.cli.options import F
 from cbq_exporter.cli.running import open_queue, run
-from cbq_exporter.errors import CbqError, UsageError
-from cbq_exporter.model import DeadLetter, DeadReason, Failure
+from cbq_exporter.errors import UsageError
+from cbq_exporter.model import DeadLetter, DeadReason
 
 if TYPE_CHECKING:
     from cbq_exporter.services.dead_letters import Selection
     from cbq_exporter.services.operations import PurgeDead, RetryDead
-
-_VIEW = 2000  # characters of a payload that are shown
 
 
 def _conditions(command: F) -> F:
@@ -72,7 +69,7 @@ def list_letters(
             now = await queue.store_now_ms() / 1000
         shown = letters[:limit]
         if as_json:
-            output.print_json([_as_fields(letter) for letter in shown])
+            output.print_json([kept.as_fields(letter) for letter in shown])
         elif shown:
             click.echo(_table(shown, now))
         else:
@@ -91,17 +88,13 @@ def _table(letters: list[DeadLetter], now: float) -> str:
             output.text(letter.destination),
             output.number(letter.attempts),
             output.age(now - letter.died_at),
-            output.text(_short(letter.failure), 60),
+            output.text(kept.short(letter.failure), 60),
         ]
         for letter in letters
     ]
     return output.table(
         ["id", "reason", "destination", "tries", "died", "failure"], rows, right=["tries", "died"], fold="destination"
     )
-
-
-def _short(failure: Failure) -> str:
-    return f"{failure.kind} {failure.status}" if failure.status else failure.kind
 
 
 @dead.command()
@@ -118,64 +111,16 @@ def show(config_path: Path | None, queue_name: str | None, letter_id: str, raw: 
     async def work() -> None:
         async with open_queue(config_path, queue_name) as (config, queue):
             letter = await dead_letters.one(queue, letter_id)
-        if raw:
-            if letter.payload is None:
-                raise CbqError(f"the payload of {letter_id} is gone")
-            sys.stdout.buffer.write(letter.payload)
-        elif as_json:
-            output.print_json(_as_fields(letter))
-        else:
-            click.echo(_record(config.name, letter))
+        lines = [
+            ("id", letter.id),
+            ("queue", config.name),
+            ("reason", letter.reason),
+            *kept.lines(letter),
+            ("died", output.moment(letter.died_at)),
+        ]
+        kept.show(letter, lines, raw=raw, as_json=as_json)
 
     run(work())
-
-
-def _record(queue: str, letter: DeadLetter) -> str:
-    failure = letter.failure
-    lines = [
-        ("id", letter.id),
-        ("queue", queue),
-        ("reason", letter.reason),
-        ("url", output.text(letter.url, 8192)),
-        ("destination", output.text(letter.destination)),
-        ("tries", output.number(letter.attempts)),
-        ("first claimed", output.moment(letter.first_at)),
-        ("died", output.moment(letter.died_at)),
-        ("failure", output.text(": ".join(filter(None, [_short(failure), failure.detail])), 2000)),
-        ("answer", output.text(failure.sample, 2000)),
-        ("payload", output.count(letter.size, "byte")),
-    ]
-    width = max(len(name) for name, _ in lines)
-    shown = [f"{output.paint(name.ljust(width), bold=True)}  {value}" for name, value in lines]
-    if letter.payload is None:
-        shown.append("the payload is gone")
-    else:
-        shown += ["", _view(letter.payload)]
-    return "\n".join(shown)
-
-
-def _view(payload: bytes) -> str:
-    view = output.text(payload[: 4 * _VIEW].decode("utf-8", "backslashreplace")[:_VIEW], _VIEW)
-    if len(payload) <= _VIEW:
-        return view
-    return f"{view}…\n(the beginning of {len(payload):,} bytes; --raw writes all of them)"
-
-
-def _as_fields(letter: DeadLetter) -> dict[str, object]:
-    """For JSON: a payload that is no text goes as Base64."""
-    import base64
-
-    import msgspec
-
-    fields: dict[str, object] = msgspec.to_builtins(letter)
-    payload = letter.payload
-    del fields["payload"]
-    if payload is not None:
-        try:
-            fields["payload"] = payload.decode("utf-8")
-        except UnicodeDecodeError:
-            fields["payload_base64"] = base64.b64encode(payload).decode("ascii")
-    return fields
 
 
 def _changing(command: F) -> F:

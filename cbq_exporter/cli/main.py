@@ -33,6 +33,7 @@ _COMMANDS = {
     "serve": "cbq_exporter.cli.serve:serve",
     "status": "cbq_exporter.cli.status:status",
     "enqueue": "cbq_exporter.cli.enqueue:enqueue",
+    "retry": "cbq_exporter.cli.retry:retry",
     "dead": "cbq_exporter.cli.dead:dead",
     "unlock": "cbq_exporter.cli.unlock:unlock",
     "recover": "cbq_exporter.cli.recover:recover",
@@ -169,7 +170,7 @@ def _utf8(word: str, context: click.Context) -> str:
 
 
 def _commands_like(word: str, context: click.Context) -> list[str]:
-    """Commands that may have been meant; ``retry`` is found as ``dead retry``."""
+    """Commands that may have been meant; ``purge`` is found as ``dead purge``."""
     import difflib
 
     meant = difflib.get_close_matches(word[:100], _COMMANDS, n=2, cutoff=0.7)

@@ -26,6 +26,7 @@ from cbq_exporter.model import (
     Settled,
     Settlement,
     Waiting,
+    WaitingRetry,
 )
 from cbq_exporter.store import records
 from cbq_exporter.store.connections import MUTATION_TIMEOUT, Connections
@@ -239,6 +240,15 @@ class Queue:
     async def retries(self) -> int:
         return int(await self._connections.read("ZCARD", self.keys.retry))
 
+    async def retry_ids(self, *, offset: int, count: int) -> list[str]:
+        """Ids of what waits in retry, the soonest due first."""
+        answer = await self._connections.read("ZRANGE", self.keys.retry, offset, offset + count - 1)
+        return [raw.decode("ascii", "replace") for raw in answer]
+
+    async def waiting_retries(self, ids: Sequence[str], *, with_payload: bool = False) -> list[WaitingRetry]:
+        """Those of ``ids`` that still wait in retry, in that order."""
+        return await self._kept(self.keys.retry, ids, records.waiting_retry, with_payload)
+
     async def waiting_for(self, kinds: Collection[str], first: int, count: int) -> tuple[set[str], int]:
         """The destinations for which callbacks wait in retry by failures of these ``kinds``; of ``count``, from the
         ``first``-th on, in the order of their due times. And how many there were: less than ``count`` at the end.
@@ -356,22 +366,33 @@ class Queue:
 
     async def dead_letters(self, ids: Sequence[str], *, with_payload: bool = False) -> list[DeadLetter]:
         """The letters of ``ids`` that are still there, in that order."""
+        return await self._kept(self.keys.dead, ids, records.dead_letter, with_payload)
+
+    async def _kept(
+        self,
+        key: str,
+        ids: Sequence[str],
+        read: Callable[[str, float, bytes | None, bytes | None, int], T],
+        with_payload: bool,
+    ) -> list[T]:
+        """Those of ``ids`` that are still in the sorted set ``key``; ``read`` is given id, score, record, payload and
+        its size."""
         k = self.keys
-        letters = []
+        found = []
         for chunk in _chunks(ids, 1 if with_payload else 500):
-            commands: list[tuple[str, ...]] = [("ZMSCORE", k.dead, *chunk), ("HMGET", k.records, *chunk)]
+            commands: list[tuple[str, ...]] = [("ZMSCORE", key, *chunk), ("HMGET", k.records, *chunk)]
             commands += [("HGET", k.payloads, i) if with_payload else ("HSTRLEN", k.payloads, i) for i in chunk]
             scores, kept, *rest = await self._connections.read_many(commands)
             for error in (scores, kept):
                 if isinstance(error, Exception):
                     raise error
-            for letter_id, score, record, extra in zip(chunk, scores, kept, rest, strict=True):
+            for kept_id, score, record, extra in zip(chunk, scores, kept, rest, strict=True):
                 if score is None:
                     continue
                 payload = extra if with_payload and isinstance(extra, bytes) else None
                 size = len(payload) if payload is not None else extra if isinstance(extra, int) else 0
-                letters.append(records.dead_letter(letter_id, float(score), record, payload, size))
-        return letters
+                found.append(read(kept_id, float(score), record, payload, size))
+        return found
 
     async def dead_retry(self, ids: Sequence[str]) -> int:
         """Move letters to the tail of pending, with a clean record; returns how many were still there."""

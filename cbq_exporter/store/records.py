@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from cbq_exporter import item
-from cbq_exporter.model import Claimed, Dead, DeadLetter, DeadReason, Failure, Held, Retry, Settlement
+from cbq_exporter.model import Claimed, Dead, DeadLetter, DeadReason, Failure, Held, Retry, Settlement, WaitingRetry
 
 _MAX_TEXT = 2000
 _MAX_URL = 8192
@@ -122,14 +122,7 @@ def of_stuck(payload: bytes, recoveries: int, now_ms: int) -> bytes:
 
 def dead_letter(letter_id: str, died_ms: float, record: bytes | None, payload: bytes | None, size: int) -> DeadLetter:
     """Read what was kept; a record that is missing or broken leaves its fields empty."""
-    fields: dict[str, Any] = {}
-    if record is not None:
-        try:
-            decoded = _decode(record)
-        except msgspec.DecodeError:
-            decoded = None
-        if isinstance(decoded, dict):
-            fields = decoded
+    fields = _fields(record)
     return DeadLetter(
         id=letter_id,
         reason=str(fields.get("reason", "unknown")),
@@ -138,15 +131,43 @@ def dead_letter(letter_id: str, died_ms: float, record: bytes | None, payload: b
         attempts=_number(fields.get("attempts")),
         first_at=_number(fields.get("first_ms")) / 1000,
         died_at=died_ms / 1000,
-        failure=Failure(
-            kind=str(fields.get("kind", "")),
-            status=_number(fields.get("status")),
-            detail=str(fields.get("detail", "")),
-            sample=str(fields.get("sample", "")),
-            at=float(_number(fields.get("at_ms")) / 1000),
-        ),
+        failure=_failure(fields),
         size=_number(fields.get("size")) if fields else size,
         payload=payload,
+    )
+
+
+def waiting_retry(retry_id: str, due_ms: float, record: bytes | None, payload: bytes | None, size: int) -> WaitingRetry:
+    """Read what was kept, as ``dead_letter`` does."""
+    fields = _fields(record)
+    return WaitingRetry(
+        id=retry_id,
+        url=str(fields.get("url", "")),
+        destination=str(fields.get("destination", "")),
+        attempts=_number(fields.get("attempts")),
+        first_at=_number(fields.get("first_ms")) / 1000,
+        due_at=due_ms / 1000,
+        failure=_failure(fields),
+        size=_number(fields.get("size")) if fields else size,
+        payload=payload,
+    )
+
+
+def _fields(record: bytes | None) -> dict[str, Any]:
+    try:
+        decoded = _decode(record or b"")
+    except msgspec.DecodeError:
+        return {}
+    return decoded if isinstance(decoded, dict) else {}
+
+
+def _failure(fields: dict[str, Any]) -> Failure:
+    return Failure(
+        kind=str(fields.get("kind", "")),
+        status=_number(fields.get("status")),
+        detail=str(fields.get("detail", "")),
+        sample=str(fields.get("sample", "")),
+        at=float(_number(fields.get("at_ms")) / 1000),
     )
 
 

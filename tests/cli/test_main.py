@@ -51,7 +51,7 @@ def test_version() -> None:
     [
         (["bogus"], "No such command 'bogus' (see cbq-exporter --help)"),
         (["statsu"], "No such command 'statsu'; did you mean status? (see cbq-exporter --help)"),
-        (["retry"], "No such command 'retry'; did you mean dead retry? (see cbq-exporter --help)"),
+        (["purge"], "No such command 'purge'; did you mean dead purge? (see cbq-exporter --help)"),
         (["status", "--bogus"], "No such option '--bogus' (see cbq-exporter status --help)"),
         (["status", "-o", "xml"], "Invalid value for '-o' / '--output': 'xml' is not one of 'table', 'json'"),
         (["dead", "list", "--older-than", "1y"], "Invalid value for '--older-than': '1y' is not a duration such as"),
