@@ -15,7 +15,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,8 +43,8 @@ NEVER_GIVEN_UP = {"max_attempts": 1000, "base": "50ms", "cap": "300ms"}
 # Redis 7.0 (not Valkey 9) that is killed inside a write and then once more applies the first part of a script the
 # second time: ends of leases without what followed them. Such callbacks come back like those that others left behind.
 RECOVERY = {"every": "200ms", "max_recoveries": 1000, "stuck_after": "1s"}
-# A circuit that opens and closes again and again, and few places: much is put aside and brought forward. (Of the
-# attempts one in six fails: were that enough to open it, the end would not come in time.)
+# A circuit that opens and closes again and again, whenever the receiver is down, and few places: much is put aside and
+# brought forward. (Else one in six attempts fails: were that enough to open it, the end would not come in time.)
 SKITTISH = {
     "breaker": {
         "failure_ratio": 0.4,
@@ -81,13 +82,22 @@ def numbers_of(body: bytes) -> list[int]:
     return [one["n"] for one in (found if isinstance(found, list) else [found])]
 
 
-def moody(seed: int) -> Callable[[bytes, int], int | tuple[int, float]]:
-    """Mostly 200; some fail, are reset or too slow. Each hundredth callback is refused for good."""
+class Moods:
+    """Mostly 200; some fail, are reset or too slow. Each hundredth callback is refused for good.
 
-    def answer(body: bytes, nth: int) -> int | tuple[int, float]:
+    While it is ``down`` all the rest fail.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.down = False
+        self._seed = seed
+
+    def __call__(self, body: bytes, nth: int) -> int | tuple[int, float]:
         if any(number % 100 == 7 for number in numbers_of(body)):
             return 400
-        roll = random.Random(f"{seed} {body!r} {nth}")
+        if self.down:
+            return 503
+        roll = random.Random(f"{self._seed} {body!r} {nth}")
         mood = roll.random()
         if mood < 0.10:
             return 500
@@ -96,8 +106,6 @@ def moody(seed: int) -> Callable[[bytes, int], int | tuple[int, float]]:
         if mood < 0.17:
             return 200, 0.8  # later than the daemon waits: it was delivered and will be delivered again
         return 200, roll.uniform(0.0, 0.03)
-
-    return answer
 
 
 class Producer(threading.Thread):
@@ -140,6 +148,84 @@ class Producer(threading.Thread):
 def connected(path: str) -> redis.Redis:
     """Nothing is sent twice."""
     return redis.Redis(unix_socket_path=path, retry=Retry(NoBackoff(), 0), socket_timeout=10)
+
+
+class Witness:
+    """Looks again and again for what the kills are to hit, so that a test can say that it was there.
+
+    It sees the store and the processes, not the daemons' counters: those end with each kill.
+    """
+
+    def __init__(self, connect: Callable[[], redis.Redis], daemons: Sequence[Daemon]) -> None:
+        self.openings = set[tuple[bytes, bytes]]()  # of circuits: since when it was not closed, and which one since
+        self.waited = set[bytes]()  # ids of callbacks that waited for their turn
+        self.senders = set[int]()  # pids of the processes that send for a daemon
+        self._connect = connect
+        self._daemons = daemons
+        self._stop_asked = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="witness", daemon=True)
+
+    def __enter__(self) -> Witness:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_asked.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        client: redis.Redis | None = None
+        while not self._stop_asked.wait(0.03):
+            self.senders.update(*(_senders_of(one.pid) for one in self._daemons if one.process))
+            try:
+                client = client or self._connect()
+                self._look(client)
+            except (redis.RedisError, OSError):
+                client = None
+
+    def _look(self, client: Any) -> None:
+        for circuit in client.hvals("three:breakers"):
+            phase, _, openings, since = circuit.split(b" ")
+            if phase == b"open":
+                self.openings.add((since, openings))
+        records = client.hgetall("one:records")
+        self.waited.update(one for one, record in records.items() if b'"kind":"waiting"' in record)
+
+    def wait_for_an_opening(self, timeout: float = 4.0) -> None:
+        """Or for so long as that could take."""
+        before = len(self.openings)
+        with contextlib.suppress(TimeoutError):
+            until(lambda: len(self.openings) > before, timeout)
+
+    def check(self, receiver: CountingReceiver) -> str:
+        bundles = [n for body, n in receiver.arrived.items() if len(numbers_of(body)) > 1]
+        assert bundles, "no request carried several callbacks"
+        assert self.openings, "no circuit opened"
+        assert self.waited, "no callback waited for its turn"
+        assert len(self.senders) > 1, "no daemon that was killed had a process that sends"
+        until(lambda: not any(map(_is_sender, self.senders)), 15, "a sending process outlives its daemon")
+        return (
+            f"{sum(bundles)} bundles, {len(self.openings)} openings of circuits, {len(self.waited)} waited for their "
+            f"turn, {len(self.senders)} sending processes"
+        )
+
+
+def _senders_of(daemon: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        tasks = os.listdir(f"/proc/{daemon}/task")
+        children = " ".join(_text_of(f"{daemon}/task/{task}/children") for task in tasks).split()
+        return [pid for pid in map(int, children) if _is_sender(pid)]
+    return []
+
+
+def _is_sender(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "cbq_exporter.delivery.child" in _text_of(f"{pid}/cmdline")
+    return False
+
+
+def _text_of(path: str) -> str:
+    return Path("/proc", path).read_text(errors="replace")
 
 
 class Tally:
@@ -218,8 +304,25 @@ class Daemons:
         return "\n".join(one.log()[-3000:] for one in self.all)
 
 
-def _wait_for_work(receiver: CountingReceiver, timeout: float = 4.0) -> None:
-    """Until something is being delivered (or not: a kill while nothing can be is as good)."""
+def _rounds(enough: Callable[[], object]) -> Iterator[int]:
+    """Numbers, for as long as there are kills in one test; three times as long where there was not ``enough``."""
+    began = time.monotonic()
+    for nth in count():
+        passed = time.monotonic() - began
+        if passed > SECONDS or (passed > SECONDS / 3 and enough()):
+            return
+        yield nth
+
+
+def _wait_for_work(receiver: CountingReceiver, moods: Moods, witness: Witness, nth: int, timeout: float = 4.0) -> None:
+    """Until something is being delivered (or not: a kill while nothing can be is as good).
+
+    Each third time the receiver is down until the next, and this is until a circuit has opened.
+    """
+    moods.down = nth % 3 == 1
+    if moods.down:
+        witness.wait_for_an_opening(timeout)
+        return
     before = receiver.requests
     with contextlib.suppress(TimeoutError):
         until(lambda: receiver.requests > before, timeout)
@@ -230,13 +333,13 @@ def test_nothing_is_lost_when_daemons_and_store_are_killed(kind: str) -> None:
     print(f"seed {SEED}")
     chance = random.Random(SEED)
     kills = Counter[str]()
-    with Server(kind, durable=True) as server, CountingReceiver(moody(SEED)) as receiver:
+    moods = Moods(SEED)
+    with Server(kind, durable=True) as server, CountingReceiver(moods) as receiver:
         producer = Producer(lambda: connected(str(server.socket)), receiver.url, SEED)
-        with Daemons(server.url) as daemons:
+        with Daemons(server.url) as daemons, Witness(lambda: connected(str(server.socket)), daemons.all) as witness:
             producer.start()
-            end = time.monotonic() + SECONDS / 3
-            while time.monotonic() < end:
-                _wait_for_work(receiver)
+            for nth in _rounds(lambda: witness.openings):
+                _wait_for_work(receiver, moods, witness, nth)
                 time.sleep(chance.uniform(0.0, 0.25))  # the moment of the kill
                 if chance.random() < 0.4:
                     server.kill()
@@ -252,10 +355,11 @@ def test_nothing_is_lost_when_daemons_and_store_are_killed(kind: str) -> None:
                     victim.kill()
                     victim.launch()
                     kills["daemon"] += 1
+            moods.down = False
             producer.stop()
             tally = Tally(producer, receiver)
             tally.wait_until_settled(server.client, daemons.log)
-        print(f"{kind}: {dict(kills)} killed; {tally.check(server.client)}")
+        print(f"{kind}: {dict(kills)} killed; {tally.check(server.client)}; {witness.check(receiver)}")
         assert kills["daemon"] >= SECONDS / 6
         assert producer.accepted.total() > 50 * SECONDS / 3
 
@@ -292,14 +396,14 @@ def test_nothing_is_lost_when_the_daemon_and_its_embedded_store_are_killed(tmp_p
                 os.kill(pid, signal.SIGKILL)
                 kills["store"] += 1
 
-    with CountingReceiver(moody(SEED)) as receiver:
+    moods = Moods(SEED)
+    with CountingReceiver(moods) as receiver, Witness(connect, [daemon]) as witness:
         producer = Producer(connect, receiver.url, SEED)
         try:
             daemon.launch()
             producer.start()
-            end = time.monotonic() + SECONDS / 3
-            while time.monotonic() < end:
-                _wait_for_work(receiver, 6)
+            for nth in _rounds(lambda: witness.openings and kills["store"] > SECONDS / 30):
+                _wait_for_work(receiver, moods, witness, nth, 6)
                 time.sleep(chance.uniform(0.0, 0.25))
                 what = chance.choice(("daemon", "daemon", "store", "both"))
                 if what != "daemon":
@@ -308,6 +412,7 @@ def test_nothing_is_lost_when_the_daemon_and_its_embedded_store_are_killed(tmp_p
                     daemon.kill()
                     daemon.launch()
                     kills["daemon"] += 1
+            moods.down = False
             producer.stop()
             tally = Tally(producer, receiver)
             if not daemon.is_running:  # its store was killed while it waited for it to start
@@ -315,9 +420,10 @@ def test_nothing_is_lost_when_the_daemon_and_its_embedded_store_are_killed(tmp_p
             client = until(answering, 60, daemon.log)
             assert client is not None
             tally.wait_until_settled(client, daemon.log)
-            print(f"embedded: {dict(kills)} killed; {tally.check(client)}")
-            assert min(kills["daemon"], kills["store"]) >= SECONDS / 30
+            counted = tally.check(client)
             assert daemon.stop() == 0
+            print(f"embedded: {dict(kills)} killed; {counted}; {witness.check(receiver)}")
+            assert min(kills["daemon"], kills["store"]) >= SECONDS / 30
         finally:
             daemon.__exit__()
             kill_store()
