@@ -82,6 +82,7 @@ class OperationName(StrEnum):
     RESUME = "resume"
     RETRY_DEAD = "retry_dead"
     PURGE_DEAD = "purge_dead"
+    RETRY_NOW = "retry_now"
     ENQUEUE = "enqueue"
     EXPIRE = "expire"  # of what a reset had moved, at the end of its keeping
     PAUSE_ALERTS = "pause_alerts"
@@ -420,6 +421,7 @@ class QueueView:
     oldest_at: Mapping[State, float] = field(default_factory=dict)
     oldest_claim_at: float | None = None
     retry_overdue: int | None = None
+    retry_oldest_due_at: float | None = None
     stuck: int | None = None
     untracked: int | None = None
     leased: int | None = None

@@ -322,6 +322,18 @@ ALERTS: tuple[Alert, ...] = (
         "{{ $value | humanize }} callbacks wait in {{ $labels.queue }} "
         f"(more than {thresholds.BACKLOG.value:g}, for 5 minutes).",
     ),
+    Alert(
+        "CbqOldestRetryTooLate",
+        "warning",
+        "max by (job, queue) (\n"
+        "  timestamp(cbq_retry_oldest_due_timestamp_seconds) - cbq_retry_oldest_due_timestamp_seconds\n"
+        f") {_above(thresholds.OLDEST_RETRY)}\n"
+        f"unless on (job, queue)\n{_PAUSED}",
+        MINUTE,
+        "Retries of {{ $labels.queue }} are late",
+        "A callback of {{ $labels.queue }} was to be tried again {{ $value | humanizeDuration }} ago "
+        f"(more than {duration(thresholds.OLDEST_RETRY.value)}), and nobody has taken it.",
+    ),
     # --- who is failing? -------------------------------------------------------------------------------
     _failing("warning", thresholds.FAILURE_RATIO),
     _failing("critical", thresholds.FAILURE_RATIO_CRITICAL),

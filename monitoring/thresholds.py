@@ -31,6 +31,9 @@ OLDEST_PENDING = Threshold(10, "seconds", "The software that this replaces warns
 OLDEST_PENDING_CRITICAL = Threshold(
     5 * MINUTE, "seconds", "Clients give up waiting after minutes; the existing software took 5 m for stuck."
 )
+OLDEST_RETRY = Threshold(
+    5 * MINUTE, "seconds", "Due retries go first at every other claim: only more of them than can be sent take minutes."
+)
 NO_SEND = Threshold(
     2 * MINUTE, "seconds", "A batch goes out every few seconds where there is anything; a lock lives 30 s."
 )

@@ -114,6 +114,13 @@ CATALOGUE: tuple[Definition, ...] = (
         "Retries that nobody makes.",
     ),
     Definition(
+        "retry_oldest_due_timestamp_seconds",
+        "gauge",
+        _QUEUE,
+        "When the first retry is due; in the future where none is yet, absent where retry is empty.",
+        "How late retries are: a few overdue may be on their way, one that stays is not.",
+    ),
+    Definition(
         "stuck_callbacks",
         "gauge",
         _QUEUE,

@@ -42,6 +42,7 @@ def _queue(view: QueueView, into: _Samples) -> None:
         into.add("queue_oldest_timestamp_seconds", at, queue=queue, state=state)
     into.add("processing_oldest_claim_timestamp_seconds", view.oldest_claim_at, queue=queue)
     into.add("retry_overdue_callbacks", view.retry_overdue, queue=queue)
+    into.add("retry_oldest_due_timestamp_seconds", view.retry_oldest_due_at, queue=queue)
     into.add("stuck_callbacks", view.stuck, queue=queue)
     into.add("untracked_callbacks", view.untracked, queue=queue)
     into.add("queue_paused", None if view.paused is None else float(view.paused), queue=queue)

@@ -179,6 +179,7 @@ class Reader:
             first_lease,
             retry,
             overdue,
+            first_retry,
             dead,
             first_dead,
             lock,
@@ -196,7 +197,7 @@ class Reader:
         oldest: dict[State, float | None] = {
             State.PENDING: item.queued_at(first_pending),
             State.PROCESSING: item.queued_at(first_processing),
-            State.DEAD: float(first_dead[1]) / 1000 if first_dead else None,
+            State.DEAD: _first_score(first_dead),
         }
         look = _lock_look(lock, lock_ttl_ms, lock_seen, now_ms)
         return QueueView(
@@ -212,6 +213,7 @@ class Reader:
             oldest_at={state: at for state, at in oldest.items() if at is not None},
             oldest_claim_at=_claimed_at(first_lease),
             retry_overdue=overdue,
+            retry_oldest_due_at=_first_score(first_retry),
             stuck=expired + seen_for_long,
             untracked=max(0, processing - leased),
             leased=leased,
@@ -256,6 +258,7 @@ def _commands(source: Source, now_ms: int) -> list[Command]:
         ("ZRANGE", keys.leases, 0, 0),
         ("ZCARD", keys.retry),
         ("ZCOUNT", keys.retry, "-inf", f"({now_ms - _GRACE_MS}"),
+        ("ZRANGE", keys.retry, 0, 0, "WITHSCORES"),
         ("ZCARD", keys.dead),
         ("ZRANGE", keys.dead, 0, 0, "WITHSCORES"),
         ("GET", keys.lock),
@@ -288,6 +291,11 @@ def _measuring(keys: QueueKeys) -> list[Command]:
     )
     usage: list[Command] = [("MEMORY", "USAGE", key, "SAMPLES", _MEMORY_SAMPLES) for key in growing]
     return [("GET", keys.last_send), *usage]
+
+
+def _first_score(first: list[bytes]) -> float | None:
+    """The time that the first of a sorted set stands at, in seconds; None where the set is empty."""
+    return float(first[1]) / 1000 if first else None
 
 
 def _claimed_at(leases: list[bytes]) -> float | None:

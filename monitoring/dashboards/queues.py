@@ -187,6 +187,7 @@ _LATE = Row(
             "Callbacks in processing: claimed, and neither delivered nor put back yet.",
             CALLBACKS,
             (Query(state("cbq_queue_length", where=f'{TRUTH},state="processing"'), _QUEUES),),
+            wide=6,
         ),
         Panel(
             "Oldest being sent",
@@ -195,6 +196,7 @@ _LATE = Row(
             SECONDS,
             (Query(age("cbq_processing_oldest_claim_timestamp_seconds"), _QUEUES),),
             empty="none",
+            wide=6,
         ),
         Panel(
             "Waiting to be tried again",
@@ -204,6 +206,16 @@ _LATE = Row(
                 Query(state("cbq_queue_length", where=f'{TRUTH},state="retry"'), _QUEUES),
                 Query(state("cbq_retry_overdue_callbacks"), "{{queue}} overdue"),
             ),
+            wide=6,
+        ),
+        Panel(
+            "Retries are late by",
+            "How long ago the first callback of retry was due; 0 while all of them still have time.",
+            SECONDS,
+            (Query(f"clamp_min({age('cbq_retry_oldest_due_timestamp_seconds')}, 0)", _QUEUES),),
+            late=thresholds.OLDEST_RETRY,
+            empty="none waits",
+            wide=6,
         ),
     ),
 )

@@ -127,7 +127,7 @@ def alertmanager() -> Any:
         (
             "stalled",
             {"alertname": "CbqDeliveryStalled", "severity": "critical", "queue": "callbacks"},
-            ["CbqOldestPendingTooOld", "CbqBacklogTooDeep", "CbqNoLeader"],
+            ["CbqOldestPendingTooOld", "CbqOldestRetryTooLate", "CbqBacklogTooDeep", "CbqNoLeader"],
             ["CbqLockWithoutExpiry", "CbqStuckItems"],
         ),
         (

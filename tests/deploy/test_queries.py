@@ -83,6 +83,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         client.set("guarded:lock", THEIRS)
         client.rpush("guarded:processing", _item(receiver.url("/claimed")))
         client.rpush("guarded:pending", _item(receiver.url("/waiting"), queued_at=time.time() - 3600))
+        client.zadd("guarded:retry", {"1764000000000-1-1": (time.time() - 3600) * 1000})
         # One half before the first scrape, and one after it, so that rates have something to compare.
         _wait_for_scrapes(prometheus, len(daemons))
         client.rpush("sent:pending", *callbacks[100:])
@@ -146,9 +147,10 @@ def test_what_is_wrong_fires_and_nothing_else_and_ends_when_it_is_mended(world: 
         ("CbqDeliveryStalled", "critical", "guarded"),
         ("CbqOldestPendingTooOld", "warning", "guarded"),
         ("CbqOldestPendingTooOld", "critical", "guarded"),
+        ("CbqOldestRetryTooLate", "warning", "guarded"),
     }
     until(lambda: world.firing() == expected, _PATIENCE, what=lambda: world.firing() ^ expected)
-    world.server.client.delete("guarded:lock", "guarded:processing", "guarded:pending")
+    world.server.client.delete("guarded:lock", "guarded:processing", "guarded:pending", "guarded:retry")
     until(lambda: world.firing() == set(), _PATIENCE, what=world.firing)
 
 

@@ -32,6 +32,7 @@ BUSY = QueueView(
     oldest_at={State.PENDING: AT - 12, State.PROCESSING: AT - 14.25, State.DEAD: AT - 86_400},
     oldest_claim_at=AT - 3.125,
     retry_overdue=1,
+    retry_oldest_due_at=AT - 1.25,
     stuck=2,
     untracked=0,
     leased=96,

@@ -131,6 +131,7 @@ def test_every_state_and_age(each_server: Server) -> None:
     assert view.oldest_at[State.DEAD] == pytest.approx(now, abs=1)
     assert State.RETRY not in view.oldest_at
     assert view.oldest_claim_at == first.at_ms / 1000
+    assert view.retry_oldest_due_at == (first.at_ms - 1001) / 1000
     assert (view.retry_overdue, view.stuck, view.untracked, view.leased) == (1, 1, 2, 3)
     assert view.lock is not None
     assert view.lock.value == OURS
@@ -229,7 +230,7 @@ def test_the_cost_is_one_round_trip_of_cheap_commands(each_server: Server) -> No
             await store.reader.snapshot()
             seen = calls(each_server)
             seen.pop("config|resetstat", None)
-            each_queue = {"llen": 2, "lindex": 2, "zcard": 3, "zcount": 3, "zrange": 2, "get": 2, "pttl": 1, "mget": 1}
+            each_queue = {"llen": 2, "lindex": 2, "zcard": 3, "zcount": 3, "zrange": 3, "get": 2, "pttl": 1, "mget": 1}
             each_queue |= {"hmget": 1, "hvals": 1, "exists": 1, "hexists": 1, "hlen": 2}
             assert seen == {"time": 1, "info": 2} | {name: 3 * count for name, count in each_queue.items()}
 
