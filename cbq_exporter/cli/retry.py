@@ -1,4 +1,4 @@
-"""``retry``: look at the callbacks that wait for their next attempt."""
+"""``retry``: look at the callbacks that wait for their next attempt, or have them tried now."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 import click
 
 from cbq_exporter.cli import kept, options, output
+from cbq_exporter.cli.operating import How, changing, operate
 from cbq_exporter.cli.running import open_queue, run
+from cbq_exporter.errors import UsageError
 from cbq_exporter.model import WaitingRetry
 
 
 @click.group()
 def retry() -> None:
-    """See what waits in retry: callbacks that are tried again later."""
+    """See what waits in retry for another attempt, or try it now."""
 
 
 @retry.command("list")
@@ -82,3 +84,33 @@ def show(config_path: Path | None, queue_name: str | None, retry_id: str, raw: b
         kept.show(one, about, raw=raw, as_json=as_json)
 
     run(work())
+
+
+@retry.command()
+@click.option("--destination", metavar="NAME", help="Is for this host or receiver.")
+@click.option("--all", "everything", is_flag=True, help="All that has failed and waits.")
+@changing
+def now(
+    config_path: Path | None,
+    queue_name: str | None,
+    destination: str | None,
+    everything: bool,
+    yes: bool,
+    dry_run: bool,
+    why: str,
+    as_json: bool,
+) -> None:
+    """Make due now what has failed and waits for its next attempt."""
+    from cbq_exporter.services.operations import RetryNow
+
+    if (destination is not None) + everything != 1:
+        raise UsageError("say what is to be tried now: --destination, or --all")
+    run(
+        operate(
+            config_path,
+            queue_name,
+            lambda queue: RetryNow(queue, destination),
+            How(yes, dry_run, why, as_json),
+            lambda executed: f"made {output.count(executed.counts['callbacks'], 'callback')} due",
+        )
+    )

@@ -95,6 +95,7 @@ OPERATION = Words(
         "resume": "A pause was ended.",
         "retry_dead": "Dead letters were put back to pending.",
         "purge_dead": "Dead letters were deleted, by a person.",
+        "retry_now": "What waited for its next attempt was made due.",
         "enqueue": "Callbacks were enqueued through the API.",
         "expire": "What a reset had moved was deleted, at the end of its keeping.",
         "pause_alerts": "Alerts were made to cause nothing.",

@@ -1,12 +1,45 @@
-"""What waits in retry, for operators. It walks in pages, so that the number of callbacks does not matter."""
+"""What waits in retry, for operators: seen, and made due. All walks in pages: how many callbacks wait does not matter."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cbq_exporter.errors import CbqError
 from cbq_exporter.model import WaitingRetry
 from cbq_exporter.store.queue import Queue
 
 PAGE = 500  # callbacks
+
+# Why something waits that has not failed: the daemon brings it forward as soon as it can be sent (hasten.lua).
+_PUT_OFF = frozenset({"paused", "circuit_open", "throttled", "waiting"})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would be made due. ``at`` is the store's clock when it was made, in epoch seconds.
+
+    ``put_off`` are those that wait for something else than their next attempt, and are left.
+    """
+
+    destination: str | None
+    at: float
+    count: int = 0
+    by_kind: Mapping[str, int] = field(default_factory=dict)
+    put_off: int = 0
+
+    def has(self, one: WaitingRetry) -> bool:
+        """Not what was claimed since: it would be tried again and again."""
+        return (
+            self._is_meant(one) and one.failure.kind not in _PUT_OFF and one.id[:13] <= f"{round(self.at * 1000):013}"
+        )
+
+    def leaves(self, one: WaitingRetry) -> bool:
+        return self._is_meant(one) and one.failure.kind in _PUT_OFF
+
+    def _is_meant(self, one: WaitingRetry) -> bool:
+        return one.due_at > self.at and self.destination in (None, one.destination)
 
 
 async def soonest(
@@ -16,11 +49,49 @@ async def soonest(
     if destination is None:
         return await queue.waiting_retries(await queue.retry_ids(offset=offset, count=limit))
     found: list[WaitingRetry] = []
-    first = 0
-    while len(found) < offset + limit and (ids := await queue.retry_ids(offset=first, count=PAGE)):
-        found += [one for one in await queue.waiting_retries(ids) if one.destination == destination]
-        first += len(ids)
+    async for page in _pages(queue):
+        found += [one for one in page if one.destination == destination]
+        if len(found) >= offset + limit:
+            break
     return found[offset : offset + limit]
+
+
+async def plan(queue: Queue, destination: str | None, show: Callable[[int], None] = lambda done: None) -> Plan:
+    """Look at all that waits; ``show`` is told how many were looked at."""
+    empty = Plan(destination, await queue.store_now_ms() / 1000)
+    kinds: Counter[str] = Counter()
+    put_off = looked_at = 0
+    async for page in _pages(queue):
+        kinds.update(one.failure.kind or "unknown" for one in page if empty.has(one))
+        put_off += sum(empty.leaves(one) for one in page)
+        looked_at += len(page)
+        show(looked_at)
+    return Plan(destination, empty.at, kinds.total(), dict(kinds.most_common()), put_off)
+
+
+async def execute(queue: Queue, made: Plan, show: Callable[[int], None] = lambda done: None) -> int:
+    """Make due what the plan has and is not yet, the soonest first; returns how many those were.
+
+    ``show`` is told how many are done.
+    """
+    done = 0
+    # What is claimed while we walk moves what we have not seen to where we have been: so again, until a whole walk
+    # finds nothing.
+    while True:
+        before = done
+        async for page in _pages(queue):
+            chosen = [one.id for one in page if made.has(one)]
+            done += await queue.retry_now(chosen) if chosen else 0
+            show(done)
+        if done == before:
+            return done
+
+
+async def _pages(queue: Queue) -> AsyncIterator[Sequence[WaitingRetry]]:
+    first = 0
+    while ids := await queue.retry_ids(offset=first, count=PAGE):
+        yield await queue.waiting_retries(ids)
+        first += len(ids)
 
 
 async def one(queue: Queue, retry_id: str) -> WaitingRetry:

@@ -249,6 +249,13 @@ class Queue:
         """Those of ``ids`` that still wait in retry, in that order."""
         return await self._kept(self.keys.retry, ids, records.waiting_retry, with_payload)
 
+    async def retry_now(self, ids: Sequence[str]) -> int:
+        """Make due those of ``ids`` that wait in retry and are not, in that order; returns how many they were."""
+        made = 0
+        for chunk in _chunks(ids, _MOST_ITEMS):
+            made += await self._connections.run_named("retry_now", [self.keys.retry], chunk)
+        return made
+
     async def waiting_for(self, kinds: Collection[str], first: int, count: int) -> tuple[set[str], int]:
         """The destinations for which callbacks wait in retry by failures of these ``kinds``; of ``count``, from the
         ``first``-th on, in the order of their due times. And how many there were: less than ``count`` at the end.

@@ -14,7 +14,9 @@ from tests.cli.conftest import Cli, item
 FAILED = Failure("http_5xx", 503, "answered 503", "<p>\x1b[2Jlater\n</p>")
 
 
-def _put_off(cli: Cli, delays: list[tuple[str, float]], payload: bytes | None = None) -> list[str]:
+def _put_off(
+    cli: Cli, delays: list[tuple[str, float]], payload: bytes | None = None, failure: Failure = FAILED
+) -> list[str]:
     """Callbacks that failed once, for these destinations and due in so many seconds; returns their ids, as due."""
 
     async def work(queue: Queue) -> list[str]:
@@ -23,7 +25,7 @@ def _put_off(cli: Cli, delays: list[tuple[str, float]], payload: bytes | None = 
         claim = await queue.claim(count=len(delays), max_bytes=10**9, lease=30, lock_ttl=30)
         assert claim is not None
         settlements = [
-            Settlement(one, Retry(delay, FAILED, True), f"http://{name}/x", name)
+            Settlement(one, Retry(delay, failure, True), f"http://{name}/x", name)
             for one, (name, delay) in zip(claim.items, delays, strict=True)
         ]
         assert await queue.settle(settlements) == [Settled.DONE] * len(delays)
@@ -91,3 +93,49 @@ def test_show(cli: Cli) -> None:
 def test_raw_keeps_every_byte(cli: Cli) -> None:
     (retry_id,) = _put_off(cli, [("", 600.0)], payload=b"\x00\xff not json")
     assert cli("retry", "show", "--raw", retry_id).stdout_bytes == b"\x00\xff not json"
+
+
+def _due(cli: Cli) -> list[str]:
+    async def work(queue: Queue) -> list[str]:
+        ids = await queue.retry_ids(offset=0, count=1000)
+        now = await queue.store_now_ms() / 1000
+        return [one.id for one in await queue.waiting_retries(ids) if one.due_at <= now]
+
+    return cli.on_queue(work)
+
+
+def test_now_makes_due_what_failed_for_one_destination_in_its_order(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "PAGE", 4)
+    ids = _put_off(cli, [("a.example" if n % 3 else "b.example", 600.0 + n) for n in range(20)])
+    _put_off(cli, [("a.example", 900.0)], failure=Failure("paused"))
+    words = ["retry", "now", "--destination", "a.example"]
+    dry = cli(*words, "--dry-run")
+    plan = [
+        "13 callbacks of callbacks for a.example failed and wait for the next attempt: 13 http_5xx",
+        "make them due now: each attempt counts, and what fails again waits longer",
+        "not touched: 1 callback put off by a pause, a circuit, a limit or an order; resume ends the first two",
+    ]
+    assert dry.stderr.splitlines() == [*plan, "dry run: nothing was changed"]
+    assert _due(cli) == []
+    refused = cli(*words)
+    assert (refused.exit_code, _due(cli)) == (3, [])
+    result = cli(*words, "--yes", "--why", "mended", "-o", "json")
+    assert result.stderr.splitlines() == [*plan, "made 13 callbacks due"]
+    assert json.loads(result.stdout)["done"] == {"callbacks": 13}
+    assert _due(cli) == [one for n, one in enumerate(ids) if n % 3]
+    again = cli(*words, "--yes")
+    assert (again.exit_code, again.stderr.splitlines()[-1]) == (0, "there is nothing to do")
+    entries = [json.loads(line) for line in cli("audit", "--operation", "retry_now", "-o", "json").stdout.splitlines()]
+    assert {one["result"] for one in entries} == {"dry_run", "refused", "started", "done"}
+
+
+def test_now_asks_what_is_meant_and_leaves_what_was_claimed_since(cli: Cli) -> None:
+    assert cli("retry", "now", "--yes").exit_code == 2
+    assert cli("retry", "now", "--yes", "--all", "--destination", "a.example").exit_code == 2
+    before = _put_off(cli, [("a.example", 600.0), ("b.example", 700.0)])
+    made = cli.on_queue(lambda queue: retries.plan(queue, None))
+    while cli.on_queue(lambda queue: queue.store_now_ms()) <= made.at * 1000:
+        pass
+    _put_off(cli, [("a.example", 500.0)])
+    assert cli.on_queue(lambda queue: retries.execute(queue, made)) == 2
+    assert _due(cli) == before

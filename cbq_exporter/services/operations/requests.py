@@ -9,6 +9,7 @@ from typing import Any
 from cbq_exporter.model import LockLook, OperationName
 from cbq_exporter.services.dead_letters import Plan as LettersPlan
 from cbq_exporter.services.dead_letters import Selection
+from cbq_exporter.services.retries import Plan as RetriesPlan
 from cbq_exporter.store.trash import Trashed
 
 Progress = Callable[[int], None]  # told how many are done
@@ -84,6 +85,14 @@ class PurgeDead:
 
 
 @dataclass(frozen=True, slots=True)
+class RetryNow:
+    """Let what has failed and waits for its next attempt wait no longer: of the whole queue, or for one destination."""
+
+    queue: str
+    destination: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PauseAlerts:
     """Let alerts cause nothing. ``seconds`` is for how long; None: until it is ended."""
 
@@ -98,7 +107,9 @@ class ResumeAlerts:
     queue: str
 
 
-Operation = Unlock | Recover | Reset | Undo | Pause | Resume | RetryDead | PurgeDead | PauseAlerts | ResumeAlerts
+Operation = (
+    Unlock | Recover | Reset | Undo | Pause | Resume | RetryDead | PurgeDead | RetryNow | PauseAlerts | ResumeAlerts
+)
 
 _NAMES: Mapping[type[Operation], OperationName] = {
     Unlock: OperationName.UNLOCK,
@@ -109,6 +120,7 @@ _NAMES: Mapping[type[Operation], OperationName] = {
     Resume: OperationName.RESUME,
     RetryDead: OperationName.RETRY_DEAD,
     PurgeDead: OperationName.PURGE_DEAD,
+    RetryNow: OperationName.RETRY_NOW,
     PauseAlerts: OperationName.PAUSE_ALERTS,
     ResumeAlerts: OperationName.RESUME_ALERTS,
 }
@@ -139,6 +151,7 @@ class Plan:
     lock: LockLook | None = None
     trashed: Trashed | None = None
     letters: LettersPlan | None = None
+    retries: RetriesPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from cbq_exporter.config import Config
 from cbq_exporter.errors import RefusedError
 from cbq_exporter.model import Actor, Mode, OperationName, Result, Trigger
 from cbq_exporter.services.audit import Audit
-from cbq_exporter.services.operations import alerts, letters, pause, recover, reset, unlock
+from cbq_exporter.services.operations import alerts, letters, pause, recover, reset, retries, unlock
 from cbq_exporter.services.operations.parts import Order, Parts
 from cbq_exporter.services.operations.requests import (
     Executed,
@@ -25,6 +25,7 @@ from cbq_exporter.services.operations.requests import (
     Resume,
     ResumeAlerts,
     RetryDead,
+    RetryNow,
     Undo,
     Unlock,
     name_of,
@@ -94,6 +95,8 @@ class Operations:
                 return await pause.plan_resume(parts, operation)
             case RetryDead() | PurgeDead():
                 return await letters.plan(parts, operation, progress)
+            case RetryNow():
+                return await retries.plan(parts, operation, progress)
             case PauseAlerts():
                 return await alerts.plan_pause(parts, operation)
             case ResumeAlerts():
@@ -156,6 +159,8 @@ class Operations:
                 return await pause.execute_resume(parts, operation, order)
             case RetryDead() | PurgeDead():
                 return await letters.execute(parts, operation, plan, order)
+            case RetryNow():
+                return await retries.execute(parts, plan, order)
             case PauseAlerts():
                 return await alerts.execute_pause(parts, operation, order)
             case ResumeAlerts():
