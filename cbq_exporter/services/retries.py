@@ -1,4 +1,4 @@
-"""What waits in retry, for operators: seen, and made due. All walks in pages: how many callbacks wait does not matter."""
+"""What waits in retry, for operators: seen, and made due. In pages, so that their number does not matter."""
 
 from __future__ import annotations
 
