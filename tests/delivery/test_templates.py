@@ -281,6 +281,51 @@ def test_no_item_makes_a_rendering_long(text: str) -> None:
     assert time.process_time() - began < 2
 
 
+def _doubled(value: str, again: str) -> str:
+    """Short to say, and of 2 ** 40 values if each is gone through where it stands."""
+    pairs = [(name, re.sub(r"\ba\b", name, again)) for name in "pq"]
+    return "".join(f"{{% set {name} = {value} %}}" + f"{{% set {name} = {again} %}}" * 40 for name, again in pairs)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            _doubled("[1, 1]", "[a, a]") + use
+            for use in [
+                "{{ p | tojson }}",
+                "{{ [p] | tojson }}",
+                "{{ (p == q) | tojson }}",
+                "{{ (p in [q]) | tojson }}",
+                "{{ [p, q] | sort | length }}",
+                "{{ [p, q] | max | length }}",
+                "{{ [p] | select('==', q) | list | length }}",
+            ]
+        ),
+        _doubled("(1, 1)", "(a, a)") + "{{ {p: 1} | length }}",
+        _doubled("(1, 1)", "(a, a)") + "{{ item[p] }}",
+        _doubled("{'k': 1}", "{'k': a, 'l': a}") + "{{ p | tojson }}",
+        _doubled("{'k': 1}", "{'k': a, 'l': a}") + "{{ (p == q) | tojson }}",
+        _doubled("'x'", "a ~ a") + "{{ p }}",
+        _doubled("12345678901234567890", "a * a") + "{{ p > q }}",
+        "{% set b = item.big ~ '' %}{% for x in item.many %}{% if [item.big] == [b] %}{% endif %}{% endfor %}",
+        "{% for x in range(200) %}{% for y in range(200) %}{% for z in range(9) %}{% endfor %}{% endfor %}{% endfor %}",
+        "{{ range(1000000000) | length }}",
+        "{{ 'x' * 1000000000 }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '{:>1000000000}'.format(1) }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+        "{{ " + "not " * 5000 + "1 }}",
+        "{{ 'a'" + " | upper" * 5000 + " }}",
+        "{{ 'a' | " + "replace('a', 'aa') | " * 40 + "upper }}",
+        "{{ '%' | " + "b64 | " * 80 + "upper }}",
+    ],
+)
+def test_no_template_makes_a_rendering_long(text: str) -> None:
+    test_no_item_makes_a_rendering_long(text)
+
+
 @pytest.mark.parametrize(
     "text", ["{{ item.texts | join(item.big) }}", "{{ item.big | replace('a', item.texts | join) }}"]
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from jinja2.runtime import Context
@@ -53,8 +53,18 @@ class Budget:
             self.step(len(value))
         elif isinstance(value, _MANY):
             self.step(len(value))
+            if not isinstance(value, range):
+                self._spend_within(value)
         elif isinstance(value, int):
             self.take(value.bit_length() // 3)
+
+    def _spend_within(self, values: Collection[Any]) -> None:
+        """For what a list of a template holds, at each place where it stands: ``[a, a]`` goes through ``a`` twice."""
+        for value in values.values() if isinstance(values, dict) else values:
+            if isinstance(value, _OPENED):
+                self.take(memoryview(value.raw).nbytes)
+            else:
+                self.spend(value)
 
 
 def budget_of(context: Context) -> Budget:

@@ -61,6 +61,8 @@ def b64(value: object) -> str:
 
 @pass_context
 def _tojson(context: Context, value: object) -> Written:
+    if isinstance(value, list | tuple | dict):  # it may hold the same list again and again
+        budget_of(context).spend(value)
     made = Written(to_json(value))
     budget_of(context).take(2 * len(made))
     return made

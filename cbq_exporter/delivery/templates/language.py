@@ -29,7 +29,9 @@ _EXPRESSIONS = (
 _ALLOWED = frozenset((*_STATEMENTS, *_EXPRESSIONS))
 _OBJECTS = (dict, JsonObject)
 _WITH_PLACES = (*_OBJECTS, JsonArray, list, tuple, str)
+_KEYS = (str, int, float)
 _WITH_LENGTH = (*_WITH_PLACES, range)
+_MOST_BITS = 8192  # of a product: squared again and again, a number takes longer than its digits can be counted
 _IN_LOOPS = frozenset({"depth", "depth0", "first", "index", "index0", "last", "length", "nextitem", "previtem"})
 
 
@@ -46,6 +48,8 @@ class Guard(NodeTransformer):
             node.iter = _called("counted", node.iter)
             return node
         self.generic_visit(node)
+        if isinstance(node, nodes.Pair):
+            node.key = node.key if isinstance(node.key, nodes.Const) else _called("key", node.key)
         if isinstance(node, nodes.Concat):
             return _called("joined", *node.nodes)
         if isinstance(node, nodes.Compare):
@@ -82,6 +86,17 @@ def _made(budget: Budget, value: Any) -> Any:
     return value
 
 
+def _key(budget: Budget, value: Any) -> Any:
+    """Of a mapping that a template makes: to look up a tuple of tuples takes as long as they are large."""
+    if not isinstance(value, _KEYS):
+        raise TypeError(f"{name_of(value)} cannot be a key")
+    return _made(budget, value)
+
+
+def _bits(number: float) -> int:
+    return number.bit_length() if isinstance(number, int) else 0
+
+
 def _joined(budget: Budget, *values: Any) -> str:
     text = "".join([text_of(value) for value in values])
     budget.take(len(text))
@@ -104,6 +119,7 @@ class Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%"})
     counted = staticmethod(_counted)
     joined = staticmethod(_joined)
+    key = staticmethod(_key)
     made = staticmethod(_made)
 
     def __init__(self, *, escapes: bool) -> None:
@@ -131,7 +147,7 @@ class Environment(ImmutableSandboxedEnvironment):
         return self.undefined(obj=obj, name=attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(obj, _WITH_PLACES):
+        if isinstance(obj, _WITH_PLACES) and not isinstance(argument, tuple):
             try:
                 return obj[argument]
             except (LookupError, TypeError):
@@ -140,7 +156,7 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         budget = budget_of(__context)
-        if __obj is _counted or __obj is _made or __obj is _joined:
+        if __obj is _counted or __obj is _made or __obj is _joined or __obj is _key:
             return __obj(budget, *args)
         if isinstance(__obj, Undefined):
             __obj()  # says which
@@ -160,6 +176,8 @@ class Environment(ImmutableSandboxedEnvironment):
                 str(value)  # says which
             if not isinstance(value, int | float):
                 raise TypeError(f"{operator} is for numbers, not for {name_of(value)}; texts are joined by ~")
+        if operator == "*" and _bits(left) + _bits(right) > _MOST_BITS:
+            raise ValueError("a product is too long a number")
         return _made(budget_of(context), super().call_binop(context, operator, left, right))
 
 
