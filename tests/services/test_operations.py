@@ -18,6 +18,7 @@ from cbq_exporter.services.operations import (
     Reset,
     Resume,
     RetryDead,
+    RetryNow,
     Undo,
     Unlock,
 )
@@ -237,6 +238,7 @@ EVERY: list[Operation] = [
     Resume(QUEUE, "b.example"),
     RetryDead(QUEUE, Selection()),
     PurgeDead(QUEUE, Selection()),
+    RetryNow(QUEUE),
 ]
 
 
@@ -251,6 +253,8 @@ def _prepare(desk: Operating) -> None:
         desk.redis.zincrby(desk.keys.sightings, -400_000, name)
     desk.redis.hset(desk.keys.payloads, "1-1-1", callback(77))
     desk.redis.zadd(desk.keys.dead, {"1-1-1": 1})
+    desk.redis.hset(desk.keys.payloads, "1-1-2", callback(78))
+    desk.redis.zadd(desk.keys.retry, {"1-1-2": 10**14})
     desk.redis.set(desk.keys.lock, STALE)
     desk.redis.delete(desk.keys.audit)
 

@@ -528,6 +528,18 @@ def test_a_dead_letter_that_is_sent_again_has_a_clean_record(q: DrivenQueue) -> 
     assert not q.redis.exists(q.keys.dead, q.keys.records, q.keys.payloads)
 
 
+def test_what_waits_in_retry_is_made_due_in_its_order(q: DrivenQueue) -> None:
+    q.redis.rpush(q.keys.pending, *(callback(n) for n in range(1200)))
+    for _ in range(3):
+        q.settle(RETRY_LATER, *q.claim(400).items[::-1])
+    ids = q.do(q.queue.retry_ids(offset=0, count=2000))
+    assert q.do(q.queue.retry_now(["0-0-0", *ids])) == 1200
+    assert q.do(q.queue.retry_now(ids)) == 0
+    assert q.do(q.queue.retry_ids(offset=0, count=2000)) == ids
+    assert sum(len(q.claim(400).items) for _ in range(3)) == 1200
+    assert q.redis.zcard(q.keys.retry) == 0
+
+
 def test_dead_letters_are_bounded_by_count_and_by_age(q: DrivenQueue) -> None:
     q.redis.rpush(q.keys.pending, *(callback(n) for n in range(20)))
     for one in q.claim().items:
@@ -613,6 +625,7 @@ _OPERATIONS: tuple[Callable[[DrivenQueue, list[Claimed]], Any], ...] = (
     lambda q, held: q.do(q.queue.recover_expired(3)),
     lambda q, held: q.do(q.queue.recover_expired(0)),
     lambda q, held: q.do(q.queue.dead_retry(q.do(q.queue.dead_ids(offset=0, count=9)))),
+    lambda q, held: q.do(q.queue.retry_now(q.do(q.queue.retry_ids(offset=0, count=9)))),
     lambda q, held: q.do(q.queue.sweep()),
     lambda q, held: q.do(q.queue.keep_lock(30.0)),
     lambda q, held: q.do(q.queue.waiting(3)),
