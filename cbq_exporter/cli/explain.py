@@ -60,7 +60,8 @@ def explain(topic: str | None, as_json: bool) -> int:
     if topic is None:
         _list(as_json)
         return 0
-    found = _find(topic.strip())
+    # Redis writes its words in capitals, and messages quote them: (OOM command not allowed …).
+    found = _find(topic.strip()) or _find(topic.strip().lower())
     if not found:
         raise UsageError(f"nothing is known about {output.text(topic)!r}{_meant(topic)}")
     if as_json:

@@ -96,6 +96,13 @@ def test_a_topic_may_be_written_as_it_is_found(topic: str, says: str) -> None:
     assert says in result.stdout
 
 
+@pytest.mark.parametrize("word", ["OOM", "WRONGTYPE", "NOREPLICAS", "MISCONF", "READONLY"])
+def test_the_words_of_redis_as_its_errors_write_them(word: str) -> None:
+    result = explain(word)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "kind of an error of Redis" in result.stdout
+
+
 def test_what_is_unknown_is_one_line_with_what_may_be_meant() -> None:
     result = explain("cbq_stuck_calbacks")
     assert (result.exit_code, result.stdout) == (2, "")
