@@ -386,3 +386,41 @@ def test_any_expression_writes_a_text_or_says_why_not(expression: str, in_loop: 
         message = False
     assert " object at 0x" not in made
     assert not message or (made.isprintable() and len(made) < 300)
+
+
+PIECES = st.sampled_from(
+    [
+        *(
+            "{{",
+            "}}",
+            "{%",
+            "%}",
+            "{#",
+            "#}",
+            "-",
+            "for x in",
+            "endfor",
+            "if",
+            "endif",
+            "else",
+            "set a =",
+            "raw",
+            "endraw",
+        ),
+        *("item", "item.list", "x", "a", "loop", "self", "__class__", "|", "tojson", "~", "(", ")", "[", "]", ".", ","),
+        *("1", "'", '"', "\\", "\n", "\0", "é", "is", "not", "recursive", "macro m()", "endmacro", "include 'x'"),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.one_of(st.text(), st.lists(PIECES).map(" ".join)))
+def test_any_text_is_a_template_or_says_why_not(text: str) -> None:
+    said = ""
+    try:
+        made = render(text, ITEM)
+    except (RenderError, TemplateError) as error:
+        made = said = str(error)
+    assert " object at 0x" not in made
+    assert said.isprintable()
+    assert len(said) < 300
