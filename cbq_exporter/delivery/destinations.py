@@ -216,7 +216,8 @@ class Destinations:
                 continue
             since = waiting[0].offered_monotonic
             # It is not we who are slow, where others have answered meanwhile.
-            is_the_silent_one = not destination.heard and self._answered_monotonic > since
+            asked = destination.in_flight > 0  # else it only waits for a place, as thousands may that all are well
+            is_the_silent_one = asked and not destination.heard and self._answered_monotonic > since
             if now - since < (_PATIENCE_WITH_SILENT if is_the_silent_one else self._patience):
                 continue
             kept = self._soon(destination, now) if destination.heard else 0

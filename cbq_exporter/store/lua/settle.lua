@@ -47,7 +47,9 @@ local ours = 2 * held + 64
 local from = length > ours and -1 or 1
 local depth = math.max(1, math.min(length, ours))
 -- As many at a time as cannot walk too far, wherever they stand; where all are, no walk needs to be measured.
-local at_once = math.max(1, math.min(1000, math.floor(most_steps / (2 * depth))))
+-- What is delivered is walked to once, to be taken out; all else is found first.
+local walks = all_delivered and 1 or 2
+local at_once = math.max(1, math.min(1000, math.floor(most_steps / (walks * depth))))
 local walked = 0
 local function find(payload)
   local place = redis.call('LPOS', processing, payload, 'RANK', from)
