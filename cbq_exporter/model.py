@@ -46,6 +46,19 @@ class FailureKind(StrEnum):
     CANCELLED = "cancelled"  # not finished: the daemon is stopping
 
 
+class PutOff(StrEnum):
+    """Why a callback that could be sent waits for its destination; kept with it, where a failure would be."""
+
+    THROTTLED = "throttled"
+    CIRCUIT_OPEN = "circuit_open"
+    PAUSED = "paused"
+
+
+WAITS_FOR_TURN = (
+    "waiting"  # kept likewise, where an earlier callback of its key has not ended (claim.lua writes it too)
+)
+
+
 class DeadReason(StrEnum):
     """Why a callback is given up. A closed set: it is a metric label."""
 

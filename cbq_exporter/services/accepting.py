@@ -11,8 +11,7 @@ from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.exchange import Request
 from cbq_exporter.delivery.receivers import Receiver, Receivers
 from cbq_exporter.delivery.shaping import Unusable
-from cbq_exporter.model import Claim, Claimed, Dead, Failure, Settlement
-from cbq_exporter.services.backlogs import Why
+from cbq_exporter.model import Claim, Claimed, Dead, Failure, PutOff, Settlement
 from cbq_exporter.services.holding import Holding
 
 
@@ -39,7 +38,7 @@ class Acceptor:
         """``not_after``: see ``Request``. Callbacks to the destinations ``paused`` are put off."""
         accepted = Accepted()
         holding = self._holding if self._holding else None
-        held_back: list[tuple[Claimed, str, Receiver, Why]] = []
+        held_back: list[tuple[Claimed, str, Receiver, PutOff]] = []
         if holding is not None:
             holding.begin_batch()
         for claimed in claim.items:
@@ -49,7 +48,7 @@ class Acceptor:
                 continue
             receiver = self._receivers.of(read.target)
             if receiver.paused or receiver.name in paused:
-                held_back.append((claimed, read.target.url, receiver, Why.PAUSED))
+                held_back.append((claimed, read.target.url, receiver, PutOff.PAUSED))
                 continue
             if holding is not None and (why := holding.why(claimed, receiver, claim.at_ms)) is not None:
                 held_back.append((claimed, read.target.url, receiver, why))

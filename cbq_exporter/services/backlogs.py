@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from cbq_exporter.clock import Clock
 from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.receivers import Receiver
 from cbq_exporter.metrics.instruments import QueueInstruments
-from cbq_exporter.model import Claimed, Dead, DeadReason, Failure, Retry, Settlement
+from cbq_exporter.model import Claimed, Dead, DeadReason, Failure, PutOff, Retry, Settlement
 from cbq_exporter.store.queue import Queue
 
 HELD_FOR = 600.0  # seconds
@@ -25,19 +24,10 @@ _PAGE = 500  # callbacks that one script looks at
 _PAGES = 4  # in one turn
 _COMING_FOR = 5.0  # seconds that what was made due is expected to be claimed within
 
-
-class Why(StrEnum):
-    """Why a callback waits for its destination; kept with it."""
-
-    THROTTLED = "throttled"
-    CIRCUIT_OPEN = "circuit_open"
-    PAUSED = "paused"
-
-
 _DETAIL = {
-    Why.THROTTLED: "its destination is busy",
-    Why.CIRCUIT_OPEN: "its destination fails, and is left alone for a while",
-    Why.PAUSED: "its destination is paused",
+    PutOff.THROTTLED: "its destination is busy",
+    PutOff.CIRCUIT_OPEN: "its destination fails, and is left alone for a while",
+    PutOff.PAUSED: "its destination is paused",
 }
 
 
@@ -87,14 +77,14 @@ class Backlogs:
             return
         if self._search_to is None:
             self._search_to = await self._queue.retries()
-        names, looked = await self._queue.waiting_for(tuple(Why), self._searched, _PAGE)
+        names, looked = await self._queue.waiting_for(tuple(PutOff), self._searched, _PAGE)
         for name in names:
             self.expect(name)
         # What is made due meanwhile moves the others by less than half a page.
         there_is_more = looked == _PAGE and self._searched < self._search_to
         self._searched = self._searched + looked // 2 if there_is_more else None
 
-    def put_off(self, waiting: Sequence[tuple[Claimed, str, Receiver]], why: Why) -> list[Settlement]:
+    def put_off(self, waiting: Sequence[tuple[Claimed, str, Receiver]], why: PutOff) -> list[Settlement]:
         """Each with its URL. No attempt is used; but who has waited past its age for an open circuit is given up."""
         now = self._clock.now()
         failure = Failure(why.value, detail=_DETAIL[why], at=now)
@@ -102,18 +92,18 @@ class Backlogs:
         for position, (claimed, url, receiver) in enumerate(waiting):
             age = now - claimed.first_claimed_ms / 1000
             outcome: Retry | Dead
-            if why is Why.CIRCUIT_OPEN and age > receiver.retry.max_age:
+            if why is PutOff.CIRCUIT_OPEN and age > receiver.retry.max_age:
                 outcome = Dead(DeadReason.MAX_AGE, failure, attempt_used=False)
             else:
                 # A millisecond apart: that is the order in which they come back.
                 outcome = Retry(HELD_FOR + position / 1000, failure, attempt_used=False)
                 self._all.setdefault(receiver.name, _Backlog()).unstored += 1
-                if why is not Why.PAUSED:
+                if why is not PutOff.PAUSED:
                     self._instruments.destination(receiver.name).throttled.inc()
             settlements.append(Settlement(claimed, outcome, url, receiver.name))
         return settlements
 
-    def put_off_parcels(self, parcels: Iterable[Parcel], why: Why) -> list[Settlement]:
+    def put_off_parcels(self, parcels: Iterable[Parcel], why: PutOff) -> list[Settlement]:
         return self.put_off([(one.claimed, one.request.url, one.receiver) for one in parcels], why)
 
     def stored(self, settlements: Sequence[Settlement]) -> None:
@@ -159,7 +149,9 @@ class Backlogs:
         for _ in range(_PAGES):
             if not backlog.passed:
                 backlog.found, backlog.grown = 0, backlog.unstored > 0
-            made, looked = await self._queue.hasten(name, tuple(Why), want - brought, passed=backlog.passed, most=_PAGE)
+            made, looked = await self._queue.hasten(
+                name, tuple(PutOff), want - brought, passed=backlog.passed, most=_PAGE
+            )
             backlog.coming += made
             backlog.found += made
             brought += made

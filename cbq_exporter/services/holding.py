@@ -11,8 +11,8 @@ from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.receivers import Receiver
 from cbq_exporter.delivery.sender import Sender
 from cbq_exporter.metrics.instruments import QueueInstruments
-from cbq_exporter.model import Claimed, Settlement
-from cbq_exporter.services.backlogs import Backlogs, Why
+from cbq_exporter.model import Claimed, PutOff, Settlement
+from cbq_exporter.services.backlogs import Backlogs
 from cbq_exporter.services.circuits import Circuits
 from cbq_exporter.services.pausing import LOOK_EVERY
 from cbq_exporter.store.breakers import Breakers
@@ -56,7 +56,7 @@ class Holding:
     def begin_batch(self) -> None:
         self._left = {}
 
-    def why(self, claimed: Claimed, receiver: Receiver, at_ms: int) -> Why | None:
+    def why(self, claimed: Claimed, receiver: Receiver, at_ms: int) -> PutOff | None:
         """Why this one, claimed at ``at_ms``, cannot go now; None: it may.
 
         The fresh stand behind those that wait already.
@@ -66,9 +66,9 @@ class Holding:
         if not fresh:
             self._backlogs.came(name)
         if name in self.circuits.unwell and not self._may_probe(receiver):
-            return Why.CIRCUIT_OPEN
+            return PutOff.CIRCUIT_OPEN
         if fresh and name in self._backlogs:
-            return Why.THROTTLED
+            return PutOff.THROTTLED
         return None
 
     def _may_probe(self, receiver: Receiver) -> bool:
@@ -83,10 +83,10 @@ class Holding:
 
     # --- putting off -------------------------------------------------------------------------
 
-    def put_off(self, waiting: Sequence[tuple[Claimed, str, Receiver, Why]]) -> list[Settlement]:
+    def put_off(self, waiting: Sequence[tuple[Claimed, str, Receiver, PutOff]]) -> list[Settlement]:
         settlements: list[Settlement] = []
         self._receivers.update((receiver.name, receiver) for _, _, receiver, _ in waiting)
-        for why in Why:
+        for why in PutOff:
             those = [(claimed, url, receiver) for claimed, url, receiver, its in waiting if its is why]
             if those:
                 settlements += self._backlogs.put_off(those, why)
@@ -94,21 +94,21 @@ class Holding:
 
     def put_off_excess(self) -> list[Settlement]:
         """What slow destinations keep others from."""
-        return self._put_off_parcels(self._sender.give_back_excess(), Why.THROTTLED)
+        return self._put_off_parcels(self._sender.give_back_excess(), PutOff.THROTTLED)
 
     def put_off_behind_opened(self) -> list[Settlement]:
         """What waited for places of destinations whose circuit has opened."""
         settlements: list[Settlement] = []
         for name in self.circuits.take_opened():
             self._backlogs.expect(name)
-            settlements += self._put_off_parcels(self._sender.give_back_waiting(name), Why.CIRCUIT_OPEN)
+            settlements += self._put_off_parcels(self._sender.give_back_waiting(name), PutOff.CIRCUIT_OPEN)
         return settlements
 
     def put_off_paused(self, name: str) -> list[Settlement]:
         """What waited for places of a destination that is paused now."""
-        return self._put_off_parcels(self._sender.give_back_waiting(name), Why.PAUSED)
+        return self._put_off_parcels(self._sender.give_back_waiting(name), PutOff.PAUSED)
 
-    def _put_off_parcels(self, parcels: Sequence[Parcel], why: Why) -> list[Settlement]:
+    def _put_off_parcels(self, parcels: Sequence[Parcel], why: PutOff) -> list[Settlement]:
         for parcel in parcels:
             self._receivers[parcel.destination] = parcel.receiver
         return self._backlogs.put_off_parcels(parcels, why)

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cbq_exporter.errors import CbqError
-from cbq_exporter.model import WaitingRetry
+from cbq_exporter.model import WAITS_FOR_TURN, PutOff, WaitingRetry
 from cbq_exporter.store.queue import Queue
 
 PAGE = 500  # callbacks
 
 # Why something waits that has not failed: the daemon brings it forward as soon as it can be sent (hasten.lua).
-_PUT_OFF = frozenset({"paused", "circuit_open", "throttled", "waiting"})
+_PUT_OFF = frozenset({*PutOff, WAITS_FOR_TURN})
 
 
 @dataclass(frozen=True, slots=True)

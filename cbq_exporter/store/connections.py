@@ -94,7 +94,7 @@ def translate(error: BaseException, where: str) -> StoreError:
     unreachable = type(error) is driver.ConnectionError and "max number of clients" not in text
     if unreachable or isinstance(error, OSError):
         # Not the server's words: they may hold a path or a host name.
-        return StoreUnavailable(f"Redis at {where} cannot be reached: {text}{do}", kind="connect")
+        return StoreUnavailable(f"Redis at {where} cannot be reached: {text.rstrip('.')}{do}", kind="connect")
     for word, kind, hint in _UNAVAILABLE:
         if _has(word, text):
             return StoreUnavailable(f"Redis at {where} cannot be used: {hint} ({text})", kind=kind)
@@ -102,7 +102,7 @@ def translate(error: BaseException, where: str) -> StoreError:
         if _has(word, text):
             return StoreMisuse(f"Redis at {where}: {hint} ({text})", kind=kind)
     if isinstance(error, driver.ConnectionError):
-        return StoreUnavailable(f"Redis at {where} cannot be reached: {text}{do}", kind="connect")
+        return StoreUnavailable(f"Redis at {where} cannot be reached: {text.rstrip('.')}{do}", kind="connect")
     return StoreMisuse(f"Redis at {where} answered with an error: {text}", kind="other")
 
 

@@ -14,13 +14,24 @@ from typing import Any
 import msgspec
 
 from cbq_exporter import item
-from cbq_exporter.model import Claimed, Dead, DeadLetter, DeadReason, Failure, Held, Retry, Settlement, WaitingRetry
+from cbq_exporter.model import (
+    WAITS_FOR_TURN,
+    Claimed,
+    Dead,
+    DeadLetter,
+    DeadReason,
+    Failure,
+    Held,
+    Retry,
+    Settlement,
+    WaitingRetry,
+)
 
 _MAX_TEXT = 2000
 _MAX_URL = 8192
 _MAX_NAME = 300
 
-_WAITING = Failure("waiting", detail="an earlier callback of its key has not ended")
+_WAITING = Failure(WAITS_FOR_TURN, detail="an earlier callback of its key has not ended")
 
 
 class _Waiting(msgspec.Struct):

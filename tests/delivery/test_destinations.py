@@ -181,6 +181,16 @@ def test_nobody_is_given_back_early_where_nobody_answers() -> None:
     assert len(places.excess(1.1)) == 8
 
 
+def test_who_only_waits_for_a_place_is_not_taken_for_silent() -> None:
+    """Of thousands that are all well, most have never been asked."""
+    places = Destinations(places=4, patience=1.0)
+    for number in range(10):
+        places.offer(parcel(number, f"new-{number}"), 0.0)  # three of them begin
+    assert not places.ended("new-0", 0.05, answered=True)[1:]
+    assert places.excess(0.5) == []
+    assert len(places.excess(1.1)) == 6
+
+
 STEPS = ["offer", "end", "time out", "excess", "due", "take", "take a"]
 
 

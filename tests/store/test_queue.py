@@ -705,6 +705,18 @@ def test_a_hundred_callbacks_cost_two_commands(q: DrivenQueue) -> None:
     assert stats["cmdstat_evalsha"]["calls"] == 10 + 10 + 1
 
 
+def test_what_is_delivered_is_not_looked_for_before_it_is_taken_out(q: DrivenQueue) -> None:
+    """As many as a dispatcher holds; at 150 of them in a script, each used to be found first."""
+    q.redis.rpush(q.keys.pending, *(callback(n) for n in range(850)))
+    claimed = q.claim_all()
+    q.redis.config_resetstat()
+    for first in range(0, len(claimed), 150):
+        q.settle(DELIVERED, *claimed[first : first + 150])
+    stats = q.redis.info("commandstats")
+    assert stats["cmdstat_lrem"]["calls"] == 850
+    assert "cmdstat_lpos" not in stats
+
+
 def test_no_script_holds_the_server_up_however_much_others_left_in_processing(q: DrivenQueue) -> None:
     for first in range(0, 100_000, 2000):
         q.redis.rpush(q.keys.processing, *(callback(1_000_000 + first + n, 1024) for n in range(2000)))
