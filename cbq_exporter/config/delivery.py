@@ -315,6 +315,11 @@ class DestinationConfig(Section):
     concurrency: Annotated[int, kinds.whole(1, 10_000)] | None = Field(
         None, description="Requests at the same time. Null: per_destination.concurrency."
     )
+    first_concurrency: Annotated[int, kinds.whole(1, 10_000)] | None = Field(
+        None,
+        description="Requests at the same time while it has not answered lately. Null: "
+        "per_destination.first_concurrency; where that is null too, an eighth of concurrency, 4 at least.",
+    )
     rate: Annotated[float, kinds.rate()] | None = Field(
         None, description="Requests in a time, such as 50/s. Null: per_destination.rate."
     )

@@ -158,7 +158,7 @@ def _usual(queue: QueueConfig, making: _Making) -> Receiver:
         name="",
         paused=False,
         concurrency=concurrency,
-        first_concurrency=_first(delivery, concurrency),
+        first_concurrency=_first(delivery.per_destination.first_concurrency, concurrency),
         rate=delivery.per_destination.rate,
         bandwidth=delivery.per_destination.bandwidth,
         timeout=delivery.timeout,
@@ -175,8 +175,7 @@ def _usual(queue: QueueConfig, making: _Making) -> Receiver:
     )
 
 
-def _first(delivery: DeliveryConfig, concurrency: int) -> int:
-    said = delivery.per_destination.first_concurrency
+def _first(said: int | None, concurrency: int) -> int:
     return min(concurrency, max(_FIRST_PLACES, concurrency // _FIRST_PART) if said is None else said)
 
 
@@ -191,7 +190,9 @@ def _own(entry: DestinationConfig, usual: Receiver, making: _Making) -> Receiver
         name=entry.name,
         paused=entry.paused,
         concurrency=concurrency,
-        first_concurrency=_first(making.delivery, concurrency),
+        first_concurrency=_first(
+            _either(entry.first_concurrency, making.delivery.per_destination.first_concurrency), concurrency
+        ),
         rate=_either(entry.rate, usual.rate),
         bandwidth=_either(entry.bandwidth, usual.bandwidth),
         timeout=_either(entry.timeout, usual.timeout),

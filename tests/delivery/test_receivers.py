@@ -11,6 +11,7 @@ from cbq_exporter.config import (
     DeliveryConfig,
     DestinationConfig,
     DestinationRetryConfig,
+    PerDestinationConfig,
     QueueConfig,
     RequestConfig,
     RetryConfig,
@@ -71,6 +72,28 @@ def test_the_first_entry_that_fits_counts(given: str, name: str) -> None:
     receivers = Receivers(QUEUE, ENTRIES)
     for _ in range(2):  # the second time from memory
         assert receivers.of(url.parse(given)).name == name
+
+
+@pytest.mark.parametrize(
+    ("of_all", "of_entry", "concurrency", "first"),
+    [
+        (None, None, 64, 8),
+        (None, None, None, 4),
+        (None, 20, 64, 20),
+        (6, None, 64, 6),
+        (6, 1, 64, 1),
+        (6, 50, 10, 10),
+    ],
+)
+def test_how_many_go_to_who_has_not_answered_is_said_by_the_entry_else_for_all(
+    of_all: int | None, of_entry: int | None, concurrency: int | None, first: int
+) -> None:
+    limits = PerDestinationConfig(first_concurrency=of_all)
+    queue = QueueConfig(name="q", delivery=DeliveryConfig(per_destination=limits))
+    entry = DestinationConfig(name="a", match="a.example", concurrency=concurrency, first_concurrency=of_entry)
+    receivers = Receivers(queue, [entry])
+    assert receivers.of(url.parse("http://a.example/")).first_concurrency == first
+    assert receivers.of(url.parse("http://b.example/")).first_concurrency == (of_all or 4)
 
 
 def test_an_entry_changes_what_it_names_and_leaves_the_rest_to_the_queue() -> None:
