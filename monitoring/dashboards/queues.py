@@ -142,11 +142,12 @@ _DELIVERING = Row(
             "whose halves had to go again (400, 413, 422), and those of which only some callbacks were taken.",
             PER_SECOND,
             (
-                Query(rate("cbq_bundle_size_callbacks_count", "queue"), "{{queue}} requests"),
-                Query(rate("cbq_bundle_size_callbacks_sum", "queue"), "{{queue}} callbacks"),
-                Query(rate("cbq_bundle_splits_total", "queue"), "{{queue}} halved"),
-                Query(rate("cbq_bundle_partial_results_total", "queue"), "{{queue}} taken in part"),
+                Query(f"{rate('cbq_bundle_size_callbacks_count', 'queue')} > 0", "{{queue}} requests"),
+                Query(f"{rate('cbq_bundle_size_callbacks_sum', 'queue')} > 0", "{{queue}} callbacks"),
+                Query(f"{rate('cbq_bundle_splits_total', 'queue')} > 0", "{{queue}} halved"),
+                Query(f"{rate('cbq_bundle_partial_results_total', 'queue')} > 0", "{{queue}} taken in part"),
             ),
+            empty="none carried several",
             wide=24,
             high=5,
         ),
@@ -265,6 +266,19 @@ _FAILING = Row(
             PER_SECOND,
             (Query(f"{rate('cbq_delivery_failures_total', 'kind')} > 0", "{{kind}}"),),
             Draw.BARS,
+            wide=6,
+        ),
+        Panel(
+            "Not sent to",
+            "Destinations that are left alone because they fail, and those that are paused: by a person, or by an "
+            "answer that asks for it, such as 410.",
+            NUMBER,
+            (
+                Query(f"{state('cbq_failing_destinations')} > 0", "{{queue}} left alone"),
+                Query(f"{state('cbq_paused_destinations')} > 0", "{{queue}} paused"),
+            ),
+            empty="none",
+            wide=6,
         ),
         Panel(
             "Given up, by reason",
@@ -272,17 +286,14 @@ _FAILING = Row(
             CALLBACKS,
             (Query(events("cbq_callbacks_dead_total", "queue, reason"), "{{queue}} {{reason}}"),),
             Draw.BARS,
+            wide=6,
         ),
         Panel(
-            "Kept as dead letters, and paused",
-            "Dead letters that wait for a person, destinations that a person has paused, "
-            "and destinations that are left alone because they fail.",
+            "Kept as dead letters",
+            "Dead letters that wait for a person.",
             CALLBACKS,
-            (
-                Query(state("cbq_queue_length", where=f'{TRUTH},state="dead"'), "{{queue}} dead"),
-                Query(state("cbq_paused_destinations"), "{{queue}} paused"),
-                Query(state("cbq_failing_destinations"), "{{queue}} left alone"),
-            ),
+            (Query(state("cbq_queue_length", where=f'{TRUTH},state="dead"'), _QUEUES),),
+            wide=6,
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""A daemon that has seen everything that the dashboards show: deliveries, failures, a dead letter, healing."""
+"""A daemon that has seen everything that the dashboards show: deliveries, failures, a dead letter, bundles, healing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.support.daemons import SHORT_LIVED, Daemon, queue
-from tests.support.receiver import Answer, Receiver
+from tests.support.receiver import Answer, Receiver, Seen
 from tests.support.servers import Server
 
 THEIRS = "worker_1764000000_1234"
@@ -23,9 +23,10 @@ _HEALING: dict[str, Any] = {
     "delivery": SHORT_LIVED["delivery"],
 }
 
-# One is sent by the daemon, one by workers that die, and one has a key that is something else.
+# One is sent by the daemon, one so in bundles, one by workers that die, and one has a key that is something else.
 QUEUES = (
     queue(SHORT_LIVED, name="callbacks", prefix="callbacks", retry={"max_attempts": 3}),
+    queue({"delivery": {"coalesce": {"size": 5, "linger": "50ms"}}}, name="together", prefix="together"),
     queue(_HEALING, name="theirs", prefix="theirs", mode="supervise"),
     queue(_HEALING, name="foreign", prefix="foreign", mode="supervise"),
 )
@@ -57,17 +58,28 @@ def _produce(server: Server, receiver: Receiver, daemon: Daemon, done: threading
     client: Any = server.client
     ok = receiver.on("/ok", Answer(delay=0.2))  # long enough for a scrape to see it under way
     down = receiver.on("/down", Answer(503)).replace("127.0.0.1", FAILING)
+    together = receiver.on("/together", _in_part)
+    client.rpush("together:pending", item(receiver.on("/gone", Answer(410)).replace("127.0.0.1", FAILING), 0))
     client.set("foreign:processing", "not a list")
     number = 0
     while not done.wait(0.1):
         number += 1
         client.rpush("callbacks:pending", *(item(ok, number) for _ in range(5)), item(down, number), b"{")
+        client.rpush("together:pending", *(item(together, number) for _ in range(5)))
         client.set("theirs:last_send_time", str(time.time()), ex=60)
         if number % 20 == 1:  # one more worker dies with a callback, and leaves the send lock
             client.rpush("theirs:processing", item(ok, number))
             client.set("theirs:lock", f"{THEIRS}{number}")
             client.delete("callbacks:lock")  # as existing tools free it, whoever holds it
             _post_alert(daemon)
+
+
+def _in_part(seen: Seen) -> Answer:
+    """At most three callbacks at once, of which the first is refused."""
+    count = len(json.loads(seen.body))
+    if count > 3:
+        return Answer(413)
+    return Answer(body=json.dumps([{"status": 400}, *({"status": 200} for _ in range(count - 1))]).encode())
 
 
 def _post_alert(daemon: Daemon) -> None:
