@@ -30,6 +30,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """
     import asyncio
 
+    from cbq_exporter.store import driver
+
+    driver.import_connections()
     before = {number: signal.signal(number, _interrupt) for number in _ENDING}
     try:
         return asyncio.run(work)

@@ -22,7 +22,7 @@ from typing import Any
 
 from hiredis import pack_command as _pack  # in C; the driver's own takes several times as long
 from redis import exceptions as driver
-from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
