@@ -153,12 +153,12 @@ def _p99_of_eight(seconds: float, *, holes: int, rate: int = 1000) -> float:
 def _many(destinations: int, each: int) -> Many:
     with _scene() as scene:
         scene.fill([scene.well(number) for number in range(destinations)] * each)
-        with scene.daemon(per_destination=64) as sampler:
+        with scene.daemon(one_kind=True, idle_connections=destinations) as sampler:
             scene.wait_for(destinations * each)
         rate, rss = _rate(scene.visits()), sampler.peak_rss
     with _scene() as scene:
         scene.fill([scene.well(0)] * (destinations * each))
-        with scene.daemon(per_destination=64) as sampler:
+        with scene.daemon(one_kind=True, idle_connections=destinations) as sampler:
             scene.wait_for(destinations * each)
         one_rate, one_rss = _rate(scene.visits()), sampler.peak_rss
     return Many(destinations, destinations * each, rate, one_rate, rss, one_rss)
@@ -208,12 +208,14 @@ class _Scene:
             self.server.client.rpush(ours.PENDING, *items)
 
     @contextlib.contextmanager
-    def daemon(self, *, per_destination: int | None = None) -> Iterator[Sampler]:
+    def daemon(self, *, one_kind: bool = False, idle_connections: int = 1000) -> Iterator[Sampler]:
+        """``one_kind``: all that may be open at once may be open to each, as in the drain."""
         command = ours.command(self._folder, self.server.url)
         path = self._folder / "config.yaml"
         settings: dict[str, Any] = json.loads(path.read_text())
         delivery = settings["queues"][0]["delivery"]
-        if per_destination is None:  # as it comes: 256 requests open, 32 to one destination
+        delivery["idle_connections"] = idle_connections
+        if not one_kind:  # as it comes: 256 requests open, 32 to one destination
             del delivery["concurrency"], delivery["per_destination"]
         path.write_text(json.dumps(settings))
         with (

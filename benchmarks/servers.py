@@ -23,10 +23,11 @@ _START_TIMEOUT = 20.0
 _NGINX = """
 daemon off;
 worker_processes 1;
+worker_rlimit_nofile 16500;
 pid {folder}/nginx.pid;
 error_log {folder}/error.log warn;
 load_module {echo};
-events {{ worker_connections 4096; }}
+events {{ worker_connections 16384; }}
 http {{
     log_format request '$msec $status $content_length';
     log_format visit '$msec $http_host $arg_n';

@@ -15,6 +15,7 @@ from cbq_exporter import __version__
 from cbq_exporter.clock import Clock
 from cbq_exporter.config import Config, Loaded, QueueConfig, warnings
 from cbq_exporter.config.changes import Changes
+from cbq_exporter.daemon import open_files
 from cbq_exporter.daemon.alerting import Alerting
 from cbq_exporter.daemon.attendant import Attendant
 from cbq_exporter.daemon.attendants import Attendants
@@ -67,6 +68,7 @@ class Application:
         self._web: WebServer | None = None
         self._attendants = Attendants(self.instruments)
         self._loops = Loops()
+        self._open_files = 0  # as many as there may be
         self._started = self._stopping = False
 
     # --- what the web server asks ------------------------------------------------------------
@@ -109,6 +111,7 @@ class Application:
 
     async def start(self) -> None:
         """Raises CbqError where the daemon cannot begin its work; a Redis that is down is waited for."""
+        self._open_files = open_files.raise_limit()
         for warning in (*warnings(self.config), *check_web_config(self.config)):
             log.warning(warning)
         if self.config.redis.url is None:
@@ -165,6 +168,7 @@ class Application:
             self._operations(config, store),
             self._schedule,
             self._clock,
+            open_files.idle_connections(queue, config, self._open_files),
         )
 
     def summary(self) -> str:

@@ -58,7 +58,9 @@ class Attendant:
         operations: Operations,
         schedule: Schedule,
         clock: Clock,
+        idle_connections: int,
     ) -> None:
+        """``idle_connections``: how many there is room for, of those that the configuration allows."""
         self.config = config
         self._store = store
         self._instruments = instruments
@@ -76,7 +78,7 @@ class Attendant:
                 store.queues[config.name],
                 Receivers(config, destinations, files=self._files, clock=clock),
                 instruments,
-                _engine_maker(config, clock),
+                _engine_maker(config, clock, idle_connections),
                 clock,
                 on_retry=self._wake,
                 breakers=Breakers(
@@ -236,8 +238,15 @@ def _recover_once(recoverer: Recoverer, dispatcher: Dispatcher | None) -> Callab
     return run
 
 
-def _engine_maker(config: QueueConfig, clock: Clock) -> Callable[[Callable[[list[Exchange]], None]], Engine]:
+def _engine_maker(
+    config: QueueConfig, clock: Clock, idle_connections: int
+) -> Callable[[Callable[[list[Exchange]], None]], Engine]:
     delivery = config.delivery
+    if idle_connections < delivery.idle_connections:
+        log.info(
+            "the limit of open files leaves room for fewer idle connections than configured",
+            extra={"queue": config.name, "room": idle_connections, "configured": delivery.idle_connections},
+        )
     loop = asyncio.get_running_loop()
     proxy = proxy_of(config)
 
@@ -251,6 +260,7 @@ def _engine_maker(config: QueueConfig, clock: Clock) -> Callable[[Callable[[list
             ca_file=str(delivery.ca_file) if delivery.ca_file else None,
             user_agent=delivery.user_agent or f"cbq-exporter/{__version__}",
             max_connections=delivery.concurrency,
+            idle_connections=idle_connections,
             own_process=delivery.own_process,
             proxy=proxy,
         )

@@ -114,7 +114,7 @@ def main() -> None:
     logging.basicConfig(handlers=[_ToDaemon(port)])
     options = port.options()
     around = Surroundings(options, Poller(connection))
-    Transfers(around, port, max_connections=options.max_connections, clock=SYSTEM_CLOCK).run()
+    Transfers(around, port, options, SYSTEM_CLOCK).run()
     os._exit(0)
 
 

@@ -47,6 +47,7 @@ class Engine:
         ca_file: str | None = None,
         user_agent: str = "cbq-exporter",
         max_connections: int = 256,
+        idle_connections: int = 0,
         own_process: bool = False,
         proxy: Proxy | None = None,
     ) -> None:
@@ -58,6 +59,7 @@ class Engine:
             ca_file=ca_file or default_ca_file(),
             user_agent=user_agent,
             max_connections=max_connections,
+            idle_connections=idle_connections,
         )
         self._carrier: OwnThread | OwnProcess
         if own_process:

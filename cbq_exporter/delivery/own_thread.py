@@ -43,12 +43,7 @@ class OwnThread:
 
     def start(self) -> None:
         self._poller = poller = Poller()
-        transfers = Transfers(
-            Surroundings(self._options, poller),
-            self,
-            max_connections=self._options.max_connections,
-            clock=self._clock,
-        )
+        transfers = Transfers(Surroundings(self._options, poller), self, self._options, self._clock)
         self._thread = threading.Thread(target=transfers.run, name="cbq-delivery", daemon=True)
         self._thread.start()
 

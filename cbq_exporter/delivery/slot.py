@@ -23,7 +23,7 @@ from cbq_exporter.model import FailureKind
 SAMPLE_BYTES = 1024
 
 # Seconds. Receivers commonly close after 60 or 75 idle ones; sending on at that moment could go wrong.
-_IDLE_CONNECTION = 55
+IDLE_CONNECTION = 55
 # Seconds after which a connection is not used again, so that a name which leads elsewhere by now is looked up again.
 _OLDEST_CONNECTION = 300
 _AUTHORITIES_KEPT = 60  # seconds that a ca_file is not read again; libcurl's own choice is a day
@@ -43,7 +43,10 @@ _PROXY_UNKNOWN, _CONNECT_FAILED, _TIMED_OUT = 5, 7, 28
 
 
 class SendingOptions(msgspec.Struct, frozen=True):
-    """What does not change while an engine runs. ``allow`` and ``ports``: see EgressPolicy; the rest as configured."""
+    """What does not change while an engine runs. ``allow`` and ``ports``: see EgressPolicy; the rest as configured.
+
+    ``max_connections`` may have a request at the same time, ``idle_connections`` more are kept without one.
+    """
 
     allow: tuple[str, ...]
     ports: tuple[int, ...] | None
@@ -52,6 +55,7 @@ class SendingOptions(msgspec.Struct, frozen=True):
     ca_file: str | None
     user_agent: str
     max_connections: int
+    idle_connections: int
 
 
 class Surroundings:
@@ -156,7 +160,7 @@ class Slot:
             (_CA_CACHE_TIMEOUT, _AUTHORITIES_KEPT),
             (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2TLS),
             (pycurl.TCP_KEEPALIVE, 1),
-            (pycurl.MAXAGE_CONN, _IDLE_CONNECTION),
+            (pycurl.MAXAGE_CONN, IDLE_CONNECTION),
             (pycurl.MAXLIFETIME_CONN, _OLDEST_CONNECTION),
             (pycurl.DNS_CACHE_TIMEOUT, _RESOLVED_FOR),
             (pycurl.MAXREDIRS, 0),

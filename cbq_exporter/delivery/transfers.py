@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ import pycurl
 
 from cbq_exporter.clock import Clock
 from cbq_exporter.delivery.exchange import Exchange, Request, blocked, cancelled, expired, not_sendable, one_line
-from cbq_exporter.delivery.slot import Slot, Surroundings
+from cbq_exporter.delivery.slot import IDLE_CONNECTION, SendingOptions, Slot, Surroundings
 from cbq_exporter.model import FailureKind
 
 log = logging.getLogger(__name__)
@@ -54,10 +55,11 @@ class Port(Protocol):
 class Transfers:
     """Each request that is taken is given back as exactly one exchange. Of one thread only."""
 
-    def __init__(self, around: Surroundings, port: Port, *, max_connections: int, clock: Clock) -> None:
+    def __init__(self, around: Surroundings, port: Port, options: SendingOptions, clock: Clock) -> None:
         self._around = around
         self._port = port
-        self._max_connections = max_connections
+        self._max_connections = options.max_connections
+        self._most_kept = options.max_connections + options.idle_connections
         self._clock = clock
         self._taken: deque[Request] = deque()  # and not begun
         self._open_to: dict[str, int] = {}  # requests, of destinations that have fewer places than may be open
@@ -65,6 +67,7 @@ class Transfers:
         self._large: list[Slot] = []  # of the active ones, those whose body is still being sent
         self._free: list[Slot] = []
         self._multi: Any = None
+        self._ended_monotonic: float | None = None  # the last request; None: no connection is open
 
     def run(self) -> None:
         """Until the port closes; then what is in flight is cut off. An error of its own ends nothing else."""
@@ -72,7 +75,7 @@ class Transfers:
         while not self._port.closing:
             try:
                 self._multi = self._new_multi()
-                self._turn_until_closing()
+                self._turn()
             except Exception as trouble:
                 log.exception("the delivery engine starts over after an error of its own")
                 self._abort(FailureKind.LOCAL, f"the sending engine failed: {one_line(trouble)}")
@@ -85,7 +88,11 @@ class Transfers:
             slot.curl.close()
         self._free.clear()
 
-    def _turn_until_closing(self) -> None:
+    def _turn(self) -> None:
+        """Until the port closes, or no connection has been used for so long that all are closed.
+
+        libcurl itself looks for such only when another request comes, which may be never.
+        """
         multi, port, around, poller = self._multi, self._port, self._around, self._around.poller
         while True:
             self._taken.extend(port.take())
@@ -105,12 +112,22 @@ class Transfers:
             if timeout == 0:
                 poller.wait(0.0)
                 continue
-            wait = None if timeout < 0 else timeout / 1000.0
-            if self._active and (wait is None or wait > _SAFETY_TICK):
-                wait = _SAFETY_TICK
-            if around.resolving and (wait is None or wait > _RESOLVING_TICK):
-                wait = _RESOLVING_TICK
-            poller.wait(wait)
+            most = math.inf if timeout < 0 else timeout / 1000.0
+            if self._active:
+                most = min(most, _SAFETY_TICK)
+            elif self._ended_monotonic is not None:
+                left = self._ended_monotonic + IDLE_CONNECTION - self._clock.monotonic()
+                if left <= 0:
+                    self._close_connections()
+                    return
+                most = min(most, left)
+            if around.resolving:
+                most = min(most, _RESOLVING_TICK)
+            poller.wait(None if most == math.inf else most)
+
+    def _close_connections(self) -> None:
+        self._multi.close()
+        self._multi = self._ended_monotonic = None
 
     def _still_sending(self) -> bool:
         moving = False
@@ -180,6 +197,7 @@ class Transfers:
         finally:
             if done:
                 self._port.give(done)
+                self._ended_monotonic = self._clock.monotonic()
         return bool(done)
 
     def _end(self, curl: pycurl.Curl, code: int | None, message: str) -> Exchange:
@@ -218,14 +236,14 @@ class Transfers:
         self._around.resolving = 0
         if self._multi is not None:
             with contextlib.suppress(Exception):
-                self._multi.close()
+                self._close_connections()
             self._multi = None
         if done:
             self._port.give(done)
 
     def _new_multi(self) -> Any:
         multi = pycurl.CurlMulti()
-        multi.setopt(pycurl.M_MAXCONNECTS, self._max_connections)
+        multi.setopt(pycurl.M_MAXCONNECTS, self._most_kept)
         multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_MULTIPLEX)
         multi.setopt(pycurl.M_MAX_CONCURRENT_STREAMS, _STREAMS)
         return multi

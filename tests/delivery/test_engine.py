@@ -231,6 +231,30 @@ def test_more_than_a_thousand_connections_at_once(receiver: Receiver, many_descr
         assert {end.status for end in sender.done} == {200}
 
 
+@pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
+def test_connections_are_kept_beyond_those_in_use(own_process: bool) -> None:
+    """So that of thousands of destinations each need not be connected to again and again."""
+    with (
+        Receiver(host="0.0.0.0") as receiver,
+        Sender(max_connections=2, idle_connections=18, own_process=own_process) as sender,
+    ):
+        urls = [f"http://127.0.7.{number + 1}:{receiver.port}/" for number in range(20)]
+        for _ in range(3):
+            sender.send([sender.request(url) for url in urls])
+        assert receiver.connections == receiver.open_connections == 20
+        sender.send([sender.request(f"http://127.0.8.{number + 1}:{receiver.port}/") for number in range(5)])
+        receiver.wait_until(lambda it: it.open_connections == 20)  # the oldest made room
+
+
+def test_connections_that_nobody_uses_are_closed(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers, "IDLE_CONNECTION", 0.2)
+    with Sender(max_connections=2, idle_connections=2) as sender:
+        for again in (1, 2):
+            assert sender.post(receiver.url()).status == 200
+            receiver.wait_until(lambda it: it.open_connections == 0)
+            assert receiver.connections == again
+
+
 def test_a_kept_connection_that_died_is_no_failure(receiver: Receiver, sender: Sender) -> None:
     assert sender.post(receiver.url()).status == 200
     receiver.drop_connections()

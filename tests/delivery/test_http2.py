@@ -44,7 +44,14 @@ http {{
 
 
 _OPTIONS = slot.SendingOptions(
-    allow=(), ports=None, proxy=None, max_response_bytes=1, ca_file=None, user_agent="", max_connections=1
+    allow=(),
+    ports=None,
+    proxy=None,
+    max_response_bytes=1,
+    ca_file=None,
+    user_agent="",
+    max_connections=1,
+    idle_connections=0,
 )
 
 
