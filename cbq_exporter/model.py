@@ -424,7 +424,7 @@ class QueueView:
     """One queue at one moment. Absent numbers are None: unknown is never zero.
 
     Timestamps are epoch seconds. ``lock_look`` is the lock as a daemon that supervises sees it; None where it is free
-    or none does. ``lock_rule`` says when it counts as left behind. ``memory`` is bytes, as last measured. ``error``
+    or none does. ``lock_rule`` says when one counts as left behind. ``memory`` is bytes, as last measured. ``error``
     says why the rest is missing.
     """
 

@@ -14,19 +14,14 @@ import click
 from cbq_exporter.cli import options, output
 from cbq_exporter.cli.running import configured, queue_config, run
 from cbq_exporter.errors import StoreUnavailable
-from cbq_exporter.model import LockView, Mode, QueueView, ReleaseReason, Snapshot, State
+from cbq_exporter.model import LockView, QueueView, Snapshot, State
+from cbq_exporter.policy.troubles import troubles
 
 if TYPE_CHECKING:
     from cbq_exporter.config import Config
     from cbq_exporter.store.reader import Reader
 
 _TIMEOUT = 5.0  # seconds
-_WAITS_TOO_LONG = 60.0  # seconds
-_REASONS = {
-    ReleaseReason.NO_TTL: "no expiry",
-    ReleaseReason.TTL_BEYOND_MAX: "its TTL is too long",
-    ReleaseReason.HOLDER_DEAD: "its daemon is dead",
-}
 _COUNTS = (State.PENDING, State.PROCESSING, State.RETRY, State.DEAD)
 
 
@@ -169,54 +164,7 @@ def lock_text(view: QueueView) -> str:
         return output.UNKNOWN if view.error else "free"
     if lock.ttl is None:
         return f"no expiry! held by {lock.value}"
-    return f"held by {lock.value}, {lock.ttl:.0f}s left"
-
-
-def lock_thought(view: QueueView) -> str | None:
-    """What the lock keeper thinks of the lock, in words; None where it is well, or no daemon supervises."""
-    look = view.lock_look
-    if look is None:
-        return None
-    from cbq_exporter.policy.lock import Release, Watch, thought
-
-    match thought(view):
-        case Release(reason):
-            since = output.age(look.now - look.untouched_since)
-            return f"the lock was left behind ({_REASONS[reason]}, untouched for {since})"
-        case Watch(acts_at, reason):
-            return f"the lock is taken to be left behind in {output.age(acts_at - look.now)} ({_REASONS[reason]})"
-        case _:
-            return None
-
-
-def troubles(view: QueueView, now: float) -> list[str]:
-    """What an operator should look at, one phrase each; nothing where all is well."""
-    found = []
-    if view.error:
-        found.append(view.error)
-    if view.paused:
-        found.append("paused by an operator")
-    if view.paused_destinations:
-        found.append(f"{output.count(view.paused_destinations, 'destination')} paused")
-    if view.failing_destinations:
-        found.append(f"{output.count(view.failing_destinations, 'destination')} left alone for failing")
-    if view.alerts_paused:
-        found.append("actions on alerts paused by an operator")
-    if view.lock is not None and view.lock.ttl is None:
-        found.append("the lock cannot expire by itself")
-    if (thought := lock_thought(view)) is not None:
-        found.append(thought)
-    if view.stuck:
-        found.append(f"{output.number(view.stuck)} stuck in processing: their sender is gone")
-    if view.retry_overdue:
-        noun = "retry" if view.retry_overdue == 1 else "retries"
-        found.append(f"{output.number(view.retry_overdue)} {noun} overdue")
-    waiting = view.oldest_at.get(State.PENDING)
-    if view.mode is Mode.DISPATCH and waiting is not None and now - waiting > _WAITS_TOO_LONG:
-        found.append(
-            "nobody sends: is the daemon running?" if view.lock is None else "callbacks wait for more than a minute"
-        )
-    return found
+    return f"held by {lock.value}, {output.age(lock.ttl)} left"
 
 
 def _store_line(shown_as: str, snapshot: Snapshot) -> str:

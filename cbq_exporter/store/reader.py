@@ -219,7 +219,7 @@ class Reader:
             leased=leased,
             lock=_lock(lock, lock_ttl_ms, source.lock_value),
             lock_look=look,
-            lock_rule=None if look is None else source.lock_rule,
+            lock_rule=source.lock_rule,
             last_send_at=self._remembered(source.name, last_send),
             source_stats=_stats(stats),
             memory=self._memory.get(source.keys),

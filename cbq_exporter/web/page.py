@@ -10,6 +10,8 @@ from html import escape
 
 from cbq_exporter import __version__
 from cbq_exporter.model import QueueView, Snapshot, State
+from cbq_exporter.phrases import age
+from cbq_exporter.policy.troubles import troubles
 from cbq_exporter.web.status import text
 from cbq_exporter.web.style import CSS
 
@@ -27,6 +29,7 @@ _LINKS = (
 )
 _COMMANDS = (
     ("cbq-exporter status --watch", "The queues, live in a terminal"),
+    ("cbq-exporter doctor", "What is wrong, and what mends it"),
     ("cbq-exporter dead list", "What was given up, and why"),
     ("cbq-exporter enqueue --help", "Put a callback into a queue"),
     ("cbq-exporter check-config", "Check the configuration"),
@@ -88,30 +91,6 @@ def page(snapshot: Snapshot, *, not_healthy: Sequence[str], not_ready: Sequence[
 """
 
 
-def troubles(view: QueueView) -> list[str]:
-    """What somebody should look at, one line each; the worst first."""
-    found = []
-    if view.error is not None:
-        found.append(text(view.error) or "cannot be read")
-    if view.lock is not None and view.lock.ttl is None:
-        found.append("lock without expiry")
-    if view.stuck:
-        found.append(f"{view.stuck:,} stuck")
-    if view.retry_overdue:
-        found.append(f"{view.retry_overdue:,} overdue for retry")
-    return found
-
-
-def duration(seconds: float) -> str:
-    """For people, one unit: 480 ms, 12 s, 5 min, 3 h, 2 d."""
-    if seconds < 1:
-        return f"{max(seconds, 0) * 1000:.0f} ms"
-    for unit, size, until in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
-        if seconds < until:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86_400:,.0f} d"
-
-
 def _pill(word: str, good: bool) -> str:
     return f'<span class="pill {"good" if good else "bad"}">{word if good else f"not {word}"}</span>'
 
@@ -136,15 +115,15 @@ def _queues(snapshot: Snapshot) -> str:
 
 def _row(view: QueueView, snapshot: Snapshot) -> str:
     known = snapshot.up and view.error is None
-    found = troubles(view) if snapshot.up else []
+    found = [text(one) or "" for one in troubles(view, snapshot.at)] if snapshot.up else []
     cells = [f'<th scope="row">{escape(view.queue)}</th>', f"<td>{_state(view, snapshot, found)}</td>"]
     cells.append(f"<td>{escape(view.mode)}</td>")
     for state in (State.PENDING, State.PROCESSING, State.RETRY, State.DEAD):
         length = view.lengths.get(state) if snapshot.up else None
         cells.append(f'<td class="number">{_UNKNOWN if length is None else f"{length:,}"}</td>')
     for at, suffix in ((view.oldest_at.get(State.PENDING), ""), (view.last_send_at, " ago")):
-        age = _age(at, snapshot.at, suffix) if snapshot.up else None
-        cells.append(f'<td class="number">{age or (_NONE if known else _UNKNOWN)}</td>')
+        shown = _age(at, snapshot.at, suffix) if snapshot.up else None
+        cells.append(f'<td class="number">{shown or (_NONE if known else _UNKNOWN)}</td>')
     span = ' rowspan="2"' if found else ""
     cells.append(f'<td class="lock"{span}>{_lock(view) if known or view.lock else _UNKNOWN}</td>')
     row = f"<tr>{''.join(cells)}</tr>"
@@ -160,15 +139,15 @@ def _age(at: float | None, now: float, suffix: str) -> str | None:
     try:
         exact = datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):
-        return escape(duration(now - at) + suffix)
-    return f'<time datetime="{exact}" title="{exact}">{escape(duration(now - at) + suffix)}</time>'
+        return escape(age(now - at) + suffix)
+    return f'<time datetime="{exact}" title="{exact}">{escape(age(now - at) + suffix)}</time>'
 
 
 def _lock(view: QueueView) -> str:
     lock = view.lock
     if lock is None:
         return '<span class="soft">free</span>'
-    left = "no expiry" if lock.ttl is None else f"{duration(lock.ttl)} left"
+    left = "no expiry" if lock.ttl is None else f"{age(lock.ttl)} left"
     holder = "this daemon" if lock.ours else f"<code>{escape((text(lock.value) or '')[:40])}</code>"
     return f"{holder}<br><span class='soft'>{escape(left)}</span>"
 
@@ -178,6 +157,8 @@ def _state(view: QueueView, snapshot: Snapshot, found: Sequence[str]) -> str:
         return '<span class="soft">unknown</span>'
     if view.error is not None:
         return '<span class="pill bad">unreadable</span>'
+    if view.paused:
+        return '<span class="pill warn">paused</span>'
     if found:
         return '<span class="pill warn">attention</span>'
     busy = any(view.lengths.get(state) for state in (State.PENDING, State.PROCESSING, State.RETRY))
@@ -191,5 +172,5 @@ def _store(snapshot: Snapshot) -> str:
     if snapshot.memory_used is not None:
         most = "" if snapshot.memory_max is None else f" of {snapshot.memory_max / 2**20:,.1f} MiB"
         parts.append(f"{snapshot.memory_used / 2**20:,.1f} MiB used{most}")
-    parts.append(f"read in {escape(duration(snapshot.duration))}")
+    parts.append(f"read in {snapshot.duration * 1000:.0f} ms")
     return "Store: " + ", ".join(parts) + "."

@@ -12,9 +12,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from cbq_exporter.metrics.exposition import OPENMETRICS, PLAIN
-from cbq_exporter.model import LockView, Mode, QueueView, Snapshot
+from cbq_exporter.model import LockView, Mode, QueueView, Snapshot, State
+from cbq_exporter.policy.troubles import troubles
 from cbq_exporter.web.app import DEADLINE, deadline
-from cbq_exporter.web.page import duration
 from tests.metrics.snapshots import AT, DOWN, MIXED, WELL
 from tests.web.serving import FakeBackend, serving
 
@@ -131,6 +131,7 @@ def test_the_status_document() -> None:
     assert document["redis"] == {
         "up": True,
         "server": "valkey 9.1.0",
+        "replica": None,
         "read_seconds": 0.0015,
         "memory_used_bytes": 12582912,
         "memory_max_bytes": 268435456,
@@ -197,10 +198,17 @@ def test_the_landing_page_says_what_is_going_on() -> None:
         links = [attributes["href"] for tag, attributes in found.tags if tag == "a"]
         assert [served.ask(str(link)).status for link in links] == [200, 503, 200, 200]
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
-    words = {"callbacks", "invoices", "1,234", "this daemon", "24 s left", "no expiry", "unreadable", "idle", "90 min"}
+    words = {"callbacks", "invoices", "1,234", "this daemon", "23s left", "no expiry", "unreadable", "idle", "1h30m"}
     assert words | {"the flush loop has ended", "not healthy", "ready"} <= set(found.words)
     assert not {tag for tag, _ in found.tags} & {"script", "img", "iframe", "form", "link"}
     assert not [attributes for _, attributes in found.tags if "style" in attributes], "the policy forbids it"
+
+
+def test_the_landing_page_sees_the_troubles_that_status_sees() -> None:
+    paused = QueueView("q", Mode.DISPATCH, lengths={State.PENDING: 5}, paused=True, failing_destinations=1)
+    with serving(FakeBackend(Snapshot(up=True, at=AT, duration=0.1, queues=(paused,)))) as served:
+        words = Tags(served.ask("/").text).words
+    assert {"paused", "; ".join(troubles(paused, AT))} <= set(words)
 
 
 def test_nothing_from_outside_is_taken_as_markup() -> None:
@@ -242,11 +250,3 @@ def test_other_paths_and_methods() -> None:
             head, get = served.ask(path, "HEAD"), served.ask(path)
             assert (head.status, head.body) == (get.status, b"")
             assert head.headers["Content-Type"] == get.headers["Content-Type"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(-5, "0 ms"), (0.48, "480 ms"), (12, "12 s"), (300, "5 min"), (10_800, "3 h"), (864_000, "10 d")],
-)
-def test_durations_for_people(seconds: float, expected: str) -> None:
-    assert duration(seconds) == expected
