@@ -424,8 +424,8 @@ class QueueView:
     """One queue at one moment. Absent numbers are None: unknown is never zero.
 
     Timestamps are epoch seconds. ``lock_look`` is the lock as a daemon that supervises sees it; None where it is free
-    or none does. ``lock_rule`` says when one counts as left behind. ``memory`` is bytes, as last measured. ``error``
-    says why the rest is missing.
+    or none does. ``lock_rule`` says when one counts as left behind. ``memory`` is bytes, as last measured. ``newer``
+    says that a newer version has written to the queue, where one has. ``error`` says why the rest is missing.
     """
 
     queue: str
@@ -448,6 +448,7 @@ class QueueView:
     paused_destinations: int | None = None
     failing_destinations: int | None = None
     alerts_paused: bool | None = None
+    newer: str | None = None
     error: str | None = None
 
 
@@ -455,7 +456,7 @@ class QueueView:
 class Snapshot:
     """What one scrape, ``status`` or the API shows: all queues, read in one round trip.
 
-    ``at`` is the store's clock in epoch seconds, ``duration`` the seconds that reading took.
+    ``at`` is the store's clock in epoch seconds, ``duration`` the seconds that reading took. ``replica`` None: unknown.
     """
 
     up: bool
@@ -463,6 +464,7 @@ class Snapshot:
     duration: float
     queues: tuple[QueueView, ...]
     server: str = ""
+    replica: bool | None = None
     memory_used: int | None = None
     memory_max: int | None = None
     error: str | None = None

@@ -12,7 +12,7 @@ import click
 from cbq_exporter.cli import options, output
 from cbq_exporter.cli.kinds import Duration
 from cbq_exporter.cli.operating import How, carry_out, changing, desk_of, show_plan
-from cbq_exporter.cli.running import queue_config, run
+from cbq_exporter.cli.running import look_for_newer, queue_config, run
 from cbq_exporter.errors import CbqError, RefusedError
 from cbq_exporter.model import AlertOutcome, Mode
 
@@ -174,6 +174,7 @@ async def _list(config_path: Path | None, queue_name: str | None, limit: int, as
     found: list[tuple[str, Admitted]] = []
     async with open_connections(config) as connections:
         for queue in chosen:
+            await look_for_newer(connections, keys_of(queue))
             kept = Alerts(connections, keys_of(queue))
             found += [(queue.name, one) for one in await kept.newest(limit)]
             if (paused := await kept.paused()) is not None:

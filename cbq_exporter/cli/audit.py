@@ -12,7 +12,7 @@ import click
 from cbq_exporter.cli import options, output
 from cbq_exporter.cli.kinds import Duration
 from cbq_exporter.cli.operating import Desk, open_desk
-from cbq_exporter.cli.running import run
+from cbq_exporter.cli.running import look_for_newer, run
 from cbq_exporter.model import AuditEntry, OperationName
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def audit(
 
     async def work() -> None:
         async with open_desk(config_path, queue_name) as desk:
+            await look_for_newer(desk.store.connections, desk.store.queues[desk.queue.name].keys)
             last = await _list(desk, operation, actor, since, limit, as_json)
             if follow:
                 await _follow(desk, last, operation, actor, as_json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -14,6 +14,8 @@ from cbq_exporter.errors import UsageError
 
 if TYPE_CHECKING:
     from cbq_exporter.config import Config, QueueConfig
+    from cbq_exporter.store.connections import Connections
+    from cbq_exporter.store.keys import QueueKeys
     from cbq_exporter.store.queue import Queue
 
 T = TypeVar("T")
@@ -81,10 +83,29 @@ def configured(config_path: Path | None) -> Config:
 
 @asynccontextmanager
 async def open_queue(config_path: Path | None, name: str | None) -> AsyncIterator[tuple[QueueConfig, Queue]]:
-    """The queue that a command is about, on the configured store."""
+    """The queue that a command looks at, on the configured store."""
     from cbq_exporter.store.opening import open_store
 
     config = configured(config_path)
     chosen = queue_config(config, name)
     async with open_store(config) as store:
-        yield chosen, store.queues[chosen.name]
+        queue = store.queues[chosen.name]
+        await look_for_newer(store.connections, queue.keys)
+        yield chosen, queue
+
+
+async def look_for_newer(connections: Connections, keys: QueueKeys) -> None:
+    """For a command that only looks, as ``warn_of_newer``. What changes something asks by itself, and is refused."""
+    from cbq_exporter.errors import StoreMisuse
+    from cbq_exporter.store import schema
+
+    with suppress(StoreMisuse):  # the number may not be read, or has a foreign type: that stops nobody from looking
+        warn_of_newer(schema.trouble(keys.schema, await connections.read("GET", keys.schema)))
+
+
+def warn_of_newer(trouble: str | None) -> None:
+    """Where a newer version has written to a queue, what is shown of it may be wrong: that is said, and no more."""
+    if trouble is not None:
+        from cbq_exporter.store.schema import RUN_THE_NEWER
+
+        output.say(f"warning: {trouble}: it may be misread; {RUN_THE_NEWER}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cbq_exporter.cli import options, output
-from cbq_exporter.cli.running import configured, queue_config, run
+from cbq_exporter.cli.running import configured, queue_config, run, warn_of_newer
 from cbq_exporter.errors import StoreUnavailable
 from cbq_exporter.model import LockView, QueueView, Snapshot, State
 from cbq_exporter.policy.troubles import troubles
@@ -57,6 +57,7 @@ async def _once(config: Config, only: str | None, as_json: bool) -> int:
         snapshot = await _look(reader_of(config, connections), only)
     if not snapshot.up:
         raise StoreUnavailable(_why_down(connections.shown_as, snapshot), kind="connect")
+    _warn(snapshot)
     _print(connections.shown_as, snapshot, as_json)
     return 1 if any(queue.error for queue in snapshot.queues) else 0
 
@@ -68,10 +69,13 @@ async def _again_and_again(config: Config, only: str | None, as_json: bool, inte
 
     async with open_connections(config) as connections:
         reader = reader_of(config, connections)
+        snapshot = await _look(reader, only)
+        _warn(snapshot)
         with _shown(connections.shown_as, as_json) as show:
             while True:
-                show(await _look(reader, only))
+                show(snapshot)
                 await asyncio.sleep(interval)
+                snapshot = await _look(reader, only)
 
 
 async def _look(reader: Reader, only: str | None) -> Snapshot:
@@ -79,6 +83,11 @@ async def _look(reader: Reader, only: str | None) -> Snapshot:
     if only is None:
         return snapshot
     return replace(snapshot, queues=tuple(view for view in snapshot.queues if view.queue == only))
+
+
+def _warn(snapshot: Snapshot) -> None:
+    for view in snapshot.queues:
+        warn_of_newer(view.newer)
 
 
 @contextmanager
@@ -171,6 +180,8 @@ def _store_line(shown_as: str, snapshot: Snapshot) -> str:
     parts = [f"store {shown_as}"]
     if snapshot.server:
         parts.append(output.text(snapshot.server))
+    if snapshot.replica:
+        parts.append("replica")
     if snapshot.memory_used is not None:
         most = f" of {output.size(snapshot.memory_max)}" if snapshot.memory_max else ""
         parts.append(f"{output.size(snapshot.memory_used)}{most} in memory")

@@ -14,7 +14,7 @@ from cbq_exporter import item
 from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.errors import StoreError, StoreUnavailable
 from cbq_exporter.model import LockLook, LockRule, LockView, Mode, QueueView, Snapshot, State
-from cbq_exporter.store import records, trash
+from cbq_exporter.store import records, schema, trash
 from cbq_exporter.store.connections import READ_TIMEOUT, Connections
 from cbq_exporter.store.keys import QueueKeys
 
@@ -133,7 +133,7 @@ class Reader:
                 answers, at_ms, guess_ms = await self._ask(sources)
         except StoreError as error:
             return self._down(str(error), began)
-        _, server, memory, *rest = answers
+        _, server, memory, replication, *rest = answers
         width = len(rest) // len(sources) if sources else 0
         now_ms = guess_ms if at_ms is None else at_ms
         views = [
@@ -141,12 +141,14 @@ class Reader:
             for number, source in enumerate(sources)
         ]
         about, used = _info(server), _info(memory)
+        role = _info(replication).get("role")
         return Snapshot(
             up=True,
             at=now_ms / 1000,
             duration=self._clock.monotonic() - began,
             queues=tuple(views),
             server=_server(about),
+            replica=None if role is None else role == "slave",
             memory_used=_whole(used.get("used_memory")),
             memory_max=_whole(used.get("maxmemory")) or None,
         )
@@ -154,7 +156,7 @@ class Reader:
     async def _ask(self, sources: Sequence[Source]) -> tuple[list[Any], float | None, float]:
         """The answers; the server's clock then, None where we may not ask for it; and our guess of that clock."""
         guess_ms = self._clock.now() * 1000 + self._ahead_ms
-        commands: list[Command] = [("TIME",), ("INFO", "server"), ("INFO", "memory")]
+        commands: list[Command] = [("TIME",), ("INFO", "server"), ("INFO", "memory"), ("INFO", "replication")]
         for source in sources:
             commands += _commands(source, int(guess_ms))
         answers = await self._connections.read_many(commands)
@@ -193,6 +195,7 @@ class Reader:
             paused,
             pauses,
             unwell,
+            schema_number,
         ) = answers
         oldest: dict[State, float | None] = {
             State.PENDING: item.queued_at(first_pending),
@@ -227,6 +230,7 @@ class Reader:
             paused_destinations=pauses - paused,
             failing_destinations=unwell,
             alerts_paused=bool(alerts_paused),
+            newer=schema.trouble(source.keys.schema, schema_number),
         )
 
     def _remembered(self, queue: str, last_send: bytes | None) -> float | None:
@@ -272,6 +276,7 @@ def _commands(source: Source, now_ms: int) -> list[Command]:
         ("HEXISTS", keys.paused, ""),
         ("HLEN", keys.paused),
         ("HLEN", keys.breakers),
+        ("GET", keys.schema),
     ]
 
 

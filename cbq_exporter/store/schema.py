@@ -15,6 +15,7 @@ from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
 
 SCHEMA = 1
+RUN_THE_NEWER = "run the newer version"
 
 T = TypeVar("T")
 
@@ -29,12 +30,12 @@ class Schema:
 
     async def check(self) -> None:
         """Only looks."""
-        self._judge(await self._connections.read("GET", self._key))
+        self._refuse(await self._connections.read("GET", self._key))
 
     async def note(self) -> None:
         """Before the first change. What is found is not looked at again."""
         if not self._noted:
-            self._judge(await self._connections.run_named("schema", [self._key], [SCHEMA]))
+            self._refuse(await self._connections.run_named("schema", [self._key], [SCHEMA]))
             self._noted = True
 
     def before(self, action: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
@@ -46,13 +47,16 @@ class Schema:
 
         return run
 
-    def _judge(self, found: bytes | None) -> None:
-        number = b"0" if found is None else bytes(found)
-        if number.isdigit() and int(number[:18]) <= SCHEMA:
-            return
-        shown = number[:20].decode("ascii", "backslashreplace")
-        raise StoreMisuse(
-            f"a newer cbq-exporter has written to this queue: {self._key} is {shown}, and this version knows up to "
-            f"{SCHEMA}; run the newer version",
-            kind="schema",
-        )
+    def _refuse(self, found: bytes | None) -> None:
+        why = trouble(self._key, found)
+        if why is not None:
+            raise StoreMisuse(f"{why}; {RUN_THE_NEWER}", kind="schema")
+
+
+def trouble(key: str, found: bytes | None) -> str | None:
+    """One sentence where what ``key`` holds is not the number of a layout that this version knows."""
+    number = b"0" if found is None else bytes(found)
+    if number.isdigit() and int(number[:18]) <= SCHEMA:
+        return None
+    shown = number[:20].decode("ascii", "backslashreplace")
+    return f"a newer cbq-exporter has written to this queue: {key} is {shown}, and this version knows up to {SCHEMA}"

@@ -303,6 +303,7 @@ _STATUS: dict[str, Any] = {
             "properties": {
                 "up": {"type": "boolean"},
                 "server": _TEXT,
+                "replica": {"type": ["boolean", "null"], "description": "It shows what its primary had a moment ago."},
                 "read_seconds": _NUMBER,
                 "memory_used_bytes": _COUNT,
                 "memory_max_bytes": _COUNT,

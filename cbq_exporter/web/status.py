@@ -22,6 +22,7 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
         "redis": {
             "up": snapshot.up,
             "server": text(snapshot.server) or None,
+            "replica": snapshot.replica,
             "read_seconds": snapshot.duration,
             "memory_used_bytes": snapshot.memory_used,
             "memory_max_bytes": snapshot.memory_max,

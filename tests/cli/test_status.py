@@ -114,6 +114,18 @@ def test_what_the_keeper_thinks_of_the_lock(cli: Cli, seen: int, said: str, verd
     assert keeper == {"verdict": verdict, "reason": "no_ttl", "acts_at": acts_at}
 
 
+def test_a_replica_is_called_one(cli: Cli) -> None:
+    cli.server.client.replicaof("127.0.0.1", 1)
+    try:
+        result, document = cli("status"), json.loads(cli("status", "-o", "json").stdout)
+    finally:
+        cli.server.client.replicaof("NO", "ONE")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1].split(", ")[2] == "replica"
+    assert document["redis"]["replica"] is True
+    assert ", replica, " not in cli("status").stdout
+
+
 def test_an_unknown_queue(cli: Cli) -> None:
     result = cli("status", "-q", "none")
     assert result.exit_code == 2

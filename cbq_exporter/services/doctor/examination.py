@@ -12,7 +12,7 @@ from cbq_exporter import item
 from cbq_exporter.clock import Clock
 from cbq_exporter.errors import StoreError, StoreUnavailable
 from cbq_exporter.model import Mode
-from cbq_exporter.store import permissions, records
+from cbq_exporter.store import permissions, records, schema
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.permissions import Missing
@@ -101,7 +101,8 @@ class Examination:
     """All that was found. None: it is not known, because it may not be read or has a foreign type.
 
     ``error`` says why the server cannot be used; the rest is empty then. ``at`` is the server's clock in epoch
-    seconds; ``skew`` is how far it is ahead of ours, in seconds, give or take ``skew_error``.
+    seconds; ``skew`` is how far it is ahead of ours, in seconds, give or take ``skew_error``. ``newer`` says that a
+    newer version has written to the queue, where one has.
     """
 
     shown_as: str
@@ -128,6 +129,7 @@ class Examination:
     last_beat_at: float | None = None
     paused: tuple[str, ...] = ()
     left_alone: tuple[str, ...] = ()
+    newer: str | None = None
 
 
 async def examine(
@@ -169,7 +171,7 @@ class _Look:
         now_ms = int(at * 1000)
         lengths = ("pending", "processing", "leases", "retry", "dead", "records", "payloads", "trash")
         counts = await self._ask(*((_LENGTH[TYPES[name]], getattr(k, name)) for name in lengths))
-        lock, ttl_ms, overdue, expired, long_seen, trash, beat, paused, circuits = await self._ask(
+        lock, ttl_ms, overdue, expired, long_seen, trash, beat, paused, circuits, number = await self._ask(
             ("GET", k.lock),
             ("PTTL", k.lock),
             ("ZCOUNT", k.retry, "-inf", f"({now_ms - _OVERDUE_AFTER_MS}"),
@@ -179,6 +181,7 @@ class _Look:
             ("ZREVRANGE", k.daemons, 0, 0, "WITHSCORES"),
             ("HSCAN", k.paused, 0, "COUNT", _MOST_PAUSES),
             ("HSCAN", k.breakers, 0, "COUNT", _MOST_CIRCUITS),
+            ("GET", k.schema),
         )
         missing = None
         if nothing.mode is not Mode.OBSERVE:
@@ -205,6 +208,7 @@ class _Look:
             last_beat_at=float(beat[1]) / 1000 if beat else None,
             paused=tuple(_text(name) for name in paused[1][::2]) if paused else (),
             left_alone=tuple(_text(name) for name in circuits[1][::2]) if circuits else (),
+            newer=schema.trouble(k.schema, number),
             refused=tuple(self._refused),
         )
 

@@ -10,6 +10,7 @@ from cbq_exporter.phrases import size
 from cbq_exporter.services.doctor.examination import Examination
 from cbq_exporter.services.doctor.findings import Finding, Severity, note, ok, problem, warning
 from cbq_exporter.store.disk import FULL_BELOW
+from cbq_exporter.store.schema import RUN_THE_NEWER
 
 _LEAST_VERSION = {"redis": (6, 2), "valkey": (7, 2)}
 _FULL, _NEARLY_FULL = 0.95, 0.80  # of maxmemory
@@ -87,6 +88,11 @@ def _version(seen: Examination) -> Iterator[Finding]:
         yield note("version", "unknown: INFO may not be read", "allow +info to the user of redis.url")
     if seen.info.get("redis_mode") == "cluster":
         yield problem("version", "it is a cluster", "use a single server: clusters are not available in this version")
+
+
+def _schema(seen: Examination) -> Iterator[Finding]:
+    if seen.newer is not None:
+        yield warning("schema", seen.newer, f"{RUN_THE_NEWER}: this one changes nothing, and may misread what is there")
 
 
 def _eviction(seen: Examination) -> Iterator[Finding]:
@@ -405,6 +411,7 @@ def _trash(seen: Examination) -> Iterator[Finding]:
 
 _CHECKS: tuple[Callable[[Examination], Iterator[Finding]], ...] = (
     _version,
+    _schema,
     _replication,
     _permissions,
     _types,
