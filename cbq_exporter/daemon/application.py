@@ -15,7 +15,7 @@ from cbq_exporter import __version__
 from cbq_exporter.clock import Clock
 from cbq_exporter.config import Config, Loaded, QueueConfig, warnings
 from cbq_exporter.config.changes import Changes
-from cbq_exporter.daemon import open_files
+from cbq_exporter.daemon import container, open_files
 from cbq_exporter.daemon.alerting import Alerting
 from cbq_exporter.daemon.attendant import Attendant
 from cbq_exporter.daemon.attendants import Attendants
@@ -133,6 +133,8 @@ class Application:
         app = create_app(self, self._api, self._alerting.webhook, reload)
         self._web = WebServer(app, web.host, web.port, config_file=web.config_file)
         await self._web.start()
+        if container.inside(os.environ) and (hint := container.hint(web)) is not None:
+            log.info(hint)
         self._schedule.every(_PROBE, _PROBE_EVERY, self._store.reader.probe)
         self._schedule.every("measure", MEASURE_EVERY, Measurer(self._store.reader).run_once)
         self._attendants.start([self._attendant(queue, self.config, self._store) for queue in self.config.queues])
