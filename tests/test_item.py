@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cbq_exporter import item
@@ -59,7 +59,6 @@ def test_the_values_are_the_bytes_that_the_producer_wrote() -> None:
     assert item.queued_at(PRODUCED) == 1764000000.123
 
 
-@settings(deadline=None)
 @given(st.dictionaries(_TEXTS, _VALUES, max_size=6), st.sampled_from(_LAYOUTS))
 def test_any_object_in_any_layout_is_sliced_into_the_values_it_was_made_of(top: dict[str, Any], layout: Any) -> None:
     text = json.dumps(top, **layout)
@@ -76,7 +75,6 @@ def _with_escapes(key: str, which: int) -> str:
     return f"{key[:at]}\\u{ord(key[at]):04x}{key[at + 1 :]}"
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.text("abcurl\u00e9", min_size=1, max_size=4), min_size=1, max_size=5, unique=True),
     _VALUES,

@@ -195,7 +195,6 @@ def repeat(examples: int) -> Callable[[T], T]:
     at_random = int(os.environ.get("CBQ_TEST_EXAMPLES", "0"))
     return settings(
         max_examples=at_random or examples,
-        deadline=None,
         derandomize=not at_random,
         database=None,
         suppress_health_check=list(HealthCheck),

@@ -23,7 +23,7 @@ from tests.generated import ROOT
 LOADERS = [yaml.SafeLoader] + ([yaml.CSafeLoader] if yaml.__with_libyaml__ else [])
 SCHEMA = jsonschema.Draft202012Validator(json.loads(schema.schema()))
 SHIPPED = (ROOT / "config.yaml").read_text()
-quickly = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quickly = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 words = st.sampled_from(
     [

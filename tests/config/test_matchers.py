@@ -115,7 +115,7 @@ def _larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 _PATTERNS = st.recursive(st.builds(lambda atom, repeat: atom + repeat, _ATOMS, _REPEATS), _larger, max_leaves=6)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(_PATTERNS, st.text("abcd1é_-.,{}\\ \n", max_size=8), st.booleans())
 def test_a_pattern_fits_what_pythons_fits(pattern: str, text: str, any_case: bool) -> None:
     if any_case:
@@ -135,7 +135,7 @@ def test_a_pattern_fits_what_pythons_fits(pattern: str, text: str, any_case: boo
     assert ours.fits(text) == (python.fullmatch(text) is not None)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(r"ab()[]{}^$|*+?.\-,:i12dwb", max_size=20), st.text(max_size=10))
 def test_any_text_is_a_pattern_or_is_refused(pattern: str, text: str) -> None:
     with contextlib.suppress(BadPattern):

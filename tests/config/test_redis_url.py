@@ -54,7 +54,7 @@ usual = st.tuples(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.one_of(st.lists(pieces, max_size=7), usual).map("".join))
 def test_the_client_library_reads_what_is_accepted_and_no_password_is_shown(url: str) -> None:
     shown = redis_url.redacted(url)

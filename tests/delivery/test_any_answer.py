@@ -93,7 +93,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         yield Stage(receiver, sender)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_ANSWERS, min_size=_AT_ONCE, max_size=_AT_ONCE))
 def test_any_answer_is_one_end(stage: Stage, answers: list[bytes]) -> None:
     stage.answers = answers

@@ -39,7 +39,7 @@ def is_there(pid: int) -> bool:
 _CONTENTS = st.binary(max_size=50) | st.integers(READ_AT_ONCE - 9, 2 * READ_AT_ONCE + 9).map(lambda size: b"x" * size)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=1), _CONTENTS)), st.data())
 def test_frames_come_out_as_they_went_in_however_they_are_cut(
     messages: list[tuple[bytes, bytes]], data: st.DataObject

@@ -349,7 +349,7 @@ SHAPERS = [
 ]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(PAYLOADS, st.integers(0, 4))
 def test_any_payload_is_shaped_or_has_its_reason(payload: bytes, number: int) -> None:
     made = shape(SHAPERS[number], payload)

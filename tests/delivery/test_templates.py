@@ -373,7 +373,7 @@ EXPRESSIONS = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(EXPRESSIONS, st.booleans())
 def test_any_expression_writes_a_text_or_says_why_not(expression: str, in_loop: bool) -> None:
     text = f"{{% for x in {expression} %}}{{{{ x }}}}{{% endfor %}}" if in_loop else f"{{{{ {expression} }}}}"
@@ -413,7 +413,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.one_of(st.text(), st.lists(PIECES).map(" ".join)))
 def test_any_text_is_a_template_or_says_why_not(text: str) -> None:
     said = ""

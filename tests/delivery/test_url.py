@@ -269,7 +269,7 @@ _URLS = st.one_of(
 )
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example("http://example.com\\@localhost/")
 @example("http://a@b/")
 @example("http://a?@b/")

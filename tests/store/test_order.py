@@ -352,7 +352,7 @@ class Course:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_in_any_course_none_is_taken_before_all_earlier_ones_of_its_key_have_ended(
     server: Server, data: st.DataObject
 ) -> None:

@@ -137,7 +137,6 @@ def test_no_callback_is_ever_lost_or_made_up(each_server: Server, caplog: pytest
                 settings=settings(
                     max_examples=examples or 150,
                     stateful_step_count=50,
-                    deadline=None,
                     derandomize=not examples,
                     database=None,
                     report_multiple_bugs=False,

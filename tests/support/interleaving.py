@@ -255,7 +255,6 @@ def chosen_orders(race: Race, loop: asyncio.AbstractEventLoop, *, examples: int)
 
     @settings(
         max_examples=at_random or examples,
-        deadline=None,
         derandomize=not at_random,
         database=None,
         print_blob=bool(at_random),

@@ -308,7 +308,7 @@ def test_any_body_is_understood_as_the_document_says_or_refused(webhook: Webhook
         {"$ref": "#/components/schemas/WebhookBody", "components": document["components"]}
     )
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, suppress_health_check=list(HealthCheck))
     @given(st.one_of(_BODIES.map(lambda one: json.dumps(one).encode()), st.binary(max_size=60)))
     def check(content: bytes) -> None:
         del webhook.responder.received[:]

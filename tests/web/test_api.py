@@ -427,7 +427,7 @@ def test_no_bytes_cause_a_fault_or_get_past_the_token(
     caplog.set_level("ERROR")
     with api_serving(server, tokens) as api:
 
-        @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=300, suppress_health_check=list(HealthCheck))
         @given(st.sampled_from(sorted(ACTIONS)), _HEADERS, _BODIES)
         def check(operation: str, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
             before = len(api.operator.planned)

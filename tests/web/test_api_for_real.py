@@ -149,7 +149,7 @@ def test_no_body_of_whoever_may_causes_a_fault_or_loses_a_callback(server: Serve
 
     with real(server, tmp_path) as api:
 
-        @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=150, suppress_health_check=list(HealthCheck))
         @given(st.sampled_from(sorted(ACTIONS)), _BODIES)
         def check(name: str, body: dict[str, Any]) -> None:
             members = ACTIONS[name].body.__struct_fields__

@@ -106,7 +106,7 @@ def test_no_bytes_of_an_authorization_get_past_the_password(tmp_path: Path) -> N
     anything = st.binary(max_size=30).map(lambda raw: raw.translate(None, b"\r\n\0"))
     with serving(FakeBackend(), config_file=web_yml(tmp_path, alice="a long password")) as served:
 
-        @settings(max_examples=200, deadline=None)
+        @settings(max_examples=200)
         @given(st.lists(words | anything | anything.map(base64.b64encode), max_size=5).map(b"".join))
         def attempt(value: bytes) -> None:
             with served.connect() as sock:

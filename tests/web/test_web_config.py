@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cbq_exporter.config import Config
@@ -212,7 +212,6 @@ _VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(_KEYS, _VALUES, max_size=4).map(lambda data: yaml.safe_dump(data).encode()) | st.binary())
 def test_any_file_is_taken_or_refused_in_plain_lines(text: bytes) -> None:
     problems: tuple[Problem, ...] = ()
