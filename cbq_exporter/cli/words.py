@@ -175,7 +175,8 @@ REDIS = Words(
         "loading": "It is loading its data.",
         "readonly": "It is a replica: redis.url must name the primary.",
         "oom": "It is at maxmemory, and refuses what takes more.",
-        "misconf": "It cannot write to its disk.",
+        "misconf": "It cannot write to its disk, and refuses every change; it is still read. Free space there, and it "
+        "goes on by itself. cbq-exporter explain operations.md has what to do about a full disk.",
         "noreplicas": "Too few replicas are connected.",
         "masterdown": "It is a replica whose primary is down.",
         "clusterdown": "The cluster is down.",
