@@ -104,11 +104,21 @@ def queued_at_of(top: dict[str, msgspec.Raw]) -> float | None:
 
 def url_of(payload: bytes) -> str:
     """What stands at ``url``, for people; empty where nothing readable does."""
-    try:
-        url = value(_read_top(payload), "url")
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return ""
+    url = _readable(payload, "url")
     return url if isinstance(url, str) else ""
+
+
+def task_id_of(payload: bytes) -> str:
+    """What stands at ``task_id``, for people; empty where no text or number does."""
+    task_id = _readable(payload, "task_id")
+    return str(task_id) if isinstance(task_id, str | int | float) else ""
+
+
+def _readable(payload: bytes, key: str) -> Any:
+    try:
+        return value(_read_top(payload), key)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _is_plain(top: dict[str, msgspec.Raw], payload: bytes) -> bool:

@@ -132,7 +132,7 @@ def test_a_key_given_twice_is_found_in_any_writing(keys: list[str], other: Any, 
 def test_what_is_no_json_is_refused(payload: bytes) -> None:
     assert refused(payload) is DeadReason.INVALID_JSON
     assert item.queued_at(payload) is None
-    assert item.url_of(payload) == ""
+    assert item.url_of(payload) == item.task_id_of(payload) == ""
 
 
 @pytest.mark.parametrize("payload", [b"[]", b"null", b"1", b'"text"', b'[{"url": "http://a.example"}]', b'["\\ud83d"]'])

@@ -45,6 +45,7 @@ def dead() -> None:
 @_conditions
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many to show.")
 @click.option("--offset", type=click.IntRange(0), default=0, show_default=True, help="How many to leave out first.")
+@kept.with_task_ids
 @options.output
 @options.debug
 def list_letters(
@@ -55,6 +56,7 @@ def list_letters(
     older_than: float | None,
     limit: int,
     offset: int,
+    with_tasks: bool,
     as_json: bool,
 ) -> None:
     """List dead letters, the last to die first."""
@@ -67,11 +69,12 @@ def list_letters(
             # One more than is shown tells whether there are more.
             letters = await newest(queue, selection, offset=offset, limit=limit + 1)
             now = await queue.store_now_ms() / 1000
-        shown = letters[:limit]
+            shown = letters[:limit]
+            tasks = await kept.task_ids(queue, shown) if with_tasks else None
         if as_json:
-            output.print_json([kept.as_fields(letter) for letter in shown])
+            output.print_json(kept.listed(shown, tasks))
         elif shown:
-            click.echo(_table(shown, now))
+            click.echo(_table(shown, now, tasks))
         else:
             output.say(f"no dead letters in {config.name}" if offset == 0 else "no more dead letters")
         if len(letters) > limit:
@@ -80,10 +83,11 @@ def list_letters(
     run(work())
 
 
-def _table(letters: list[DeadLetter], now: float) -> str:
+def _table(letters: list[DeadLetter], now: float, tasks: kept.TaskIds | None) -> str:
     rows = [
         [
             letter.id,
+            *kept.task_cell(letter, tasks),
             letter.reason,
             output.text(letter.destination),
             output.number(letter.attempts),
@@ -92,9 +96,8 @@ def _table(letters: list[DeadLetter], now: float) -> str:
         ]
         for letter in letters
     ]
-    return output.table(
-        ["id", "reason", "destination", "tries", "died", "failure"], rows, right=["tries", "died"], fold="destination"
-    )
+    headings = ["id", *kept.task_heading(tasks), "reason", "destination", "tries", "died", "failure"]
+    return output.table(headings, rows, right=["tries", "died"], fold="destination")
 
 
 @dead.command()

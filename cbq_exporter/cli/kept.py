@@ -3,17 +3,61 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from cbq_exporter.cli import output
+from cbq_exporter.cli.options import F
 from cbq_exporter.errors import CbqError
 from cbq_exporter.model import DeadLetter, Failure, WaitingRetry
+
+if TYPE_CHECKING:
+    from cbq_exporter.store.queue import Queue
 
 _VIEW = 2000  # characters of a payload that are shown
 
 Kept = DeadLetter | WaitingRetry
+TaskIds = Mapping[str, str]  # by the id of the callback
+
+
+def with_task_ids(command: F) -> F:
+    return click.option(
+        "--task-ids",
+        "with_tasks",
+        is_flag=True,
+        help="Show the task_id of each too. Reads payloads, up to a bound.",
+    )(command)
+
+
+async def task_ids(queue: Queue, shown: Sequence[Kept]) -> TaskIds:
+    """Says so where not all of them were read."""
+    from cbq_exporter.services import task_ids
+
+    found = await task_ids.read(queue, shown)
+    if len(found) < len(shown):
+        left = len(shown) - len(found)
+        output.say(
+            f"the task_id of {left:,} is not known: more than {output.size(task_ids.MOST_BYTES)} of payloads are not "
+            "read; a smaller --limit leads to it, or show with its id"
+        )
+    return found
+
+
+def listed(shown: Sequence[Kept], tasks: TaskIds | None) -> list[dict[str, object]]:
+    """For JSON; ``task_id`` is null where there is none, and no field where it was not asked for."""
+    if tasks is None:
+        return [as_fields(one) for one in shown]
+    return [{**as_fields(one), "task_id": tasks.get(one.id) or None} for one in shown]
+
+
+def task_cell(one: Kept, tasks: TaskIds | None) -> list[str]:
+    return [] if tasks is None else [output.text(tasks.get(one.id, ""), 60)]
+
+
+def task_heading(tasks: TaskIds | None) -> list[str]:
+    return [] if tasks is None else ["task_id"]
 
 
 def short(failure: Failure) -> str:

@@ -24,10 +24,17 @@ def retry() -> None:
 @click.option("--destination", metavar="NAME", help="Is for this host or receiver.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many to show.")
 @click.option("--offset", type=click.IntRange(0), default=0, show_default=True, help="How many to leave out first.")
+@kept.with_task_ids
 @options.output
 @options.debug
 def list_waiting(
-    config_path: Path | None, queue_name: str | None, destination: str | None, limit: int, offset: int, as_json: bool
+    config_path: Path | None,
+    queue_name: str | None,
+    destination: str | None,
+    limit: int,
+    offset: int,
+    with_tasks: bool,
+    as_json: bool,
 ) -> None:
     """List what waits in retry, the soonest due first."""
     from cbq_exporter.services import retries
@@ -37,11 +44,12 @@ def list_waiting(
             # One more than is shown tells whether there are more.
             found = await retries.soonest(queue, destination, offset=offset, limit=limit + 1)
             now = await queue.store_now_ms() / 1000
-        shown = found[:limit]
+            shown = found[:limit]
+            tasks = await kept.task_ids(queue, shown) if with_tasks else None
         if as_json:
-            output.print_json([kept.as_fields(one) for one in shown])
+            output.print_json(kept.listed(shown, tasks))
         elif shown:
-            click.echo(_table(shown, now))
+            click.echo(_table(shown, now, tasks))
         else:
             output.say(f"nothing waits in retry in {config.name}" if offset == 0 else "nothing more waits in retry")
         if len(found) > limit:
@@ -50,10 +58,11 @@ def list_waiting(
     run(work())
 
 
-def _table(waiting: list[WaitingRetry], now: float) -> str:
+def _table(waiting: list[WaitingRetry], now: float, tasks: kept.TaskIds | None) -> str:
     rows = [
         [
             one.id,
+            *kept.task_cell(one, tasks),
             output.text(one.destination),
             output.number(one.attempts),
             output.age(one.due_at - now) if one.due_at > now else "now",
@@ -61,9 +70,8 @@ def _table(waiting: list[WaitingRetry], now: float) -> str:
         ]
         for one in waiting
     ]
-    return output.table(
-        ["id", "destination", "tries", "due in", "failure"], rows, right=["tries", "due in"], fold="destination"
-    )
+    headings = ["id", *kept.task_heading(tasks), "destination", "tries", "due in", "failure"]
+    return output.table(headings, rows, right=["tries", "due in"], fold="destination")
 
 
 @retry.command()

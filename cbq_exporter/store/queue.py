@@ -401,6 +401,11 @@ class Queue:
                 found.append(read(kept_id, float(score), record, payload, size))
         return found
 
+    async def kept_payloads(self, ids: Sequence[str]) -> list[bytes | None]:
+        """Of callbacks in retry or dead letters; None in the place of one that is gone. Bounded by whoever asks."""
+        payloads: list[bytes | None] = await self._connections.read("HMGET", self.keys.payloads, *ids)
+        return payloads
+
     async def dead_retry(self, ids: Sequence[str]) -> int:
         """Move letters to the tail of pending, with a clean record; returns how many were still there."""
         k = self.keys

@@ -18,13 +18,14 @@ from click.testing import CliRunner, Result
 
 from cbq_exporter.cli.main import app
 from cbq_exporter.config import load
-from cbq_exporter.model import Dead, DeadReason, Failure, Settled, Settlement
+from cbq_exporter.model import Dead, DeadReason, Failure, Retry, Settled, Settlement
 from cbq_exporter.store.opening import make_store
 from cbq_exporter.store.queue import Queue
 from tests.support.servers import Server
 
 T = TypeVar("T")
 
+UNAVAILABLE = Failure("http_5xx", 503, "answered 503", "<p>\x1b[2Jlater\n</p>")
 NOT_FOUND = Failure("http_4xx", 404, "answered 404", "no such page")
 QUEUE = "  - {name: callbacks, prefix: q}\n"
 TWO_QUEUES = QUEUE + "  - {name: invoices, prefix: other, mode: observe}\n"
@@ -85,6 +86,29 @@ class Cli:
             for first in range(0, len(corpses), 200):
                 await _die(queue, corpses[first : first + 200])
             return await queue.dead_ids(offset=0, count=len(corpses))
+
+        return self.on_queue(work)
+
+    def put_off(
+        self, delays: Sequence[tuple[str, float]], payload: bytes | None = None, failure: Failure = UNAVAILABLE
+    ) -> list[str]:
+        """Make callbacks that failed once, for these destinations and due in so many seconds; returns all ids, as due.
+
+        Without ``payload`` they are items numbered from 0.
+        """
+
+        async def work(queue: Queue) -> list[str]:
+            await queue.keep_lock(30)
+            await queue.enqueue([payload or item(number) for number in range(len(delays))])
+            claim = await queue.claim(count=len(delays), max_bytes=10**9, lease=30, lock_ttl=30)
+            assert claim is not None
+            settlements = [
+                Settlement(one, Retry(delay, failure, True), f"http://{name}/x", name)
+                for one, (name, delay) in zip(claim.items, delays, strict=True)
+            ]
+            assert await queue.settle(settlements) == [Settled.DONE] * len(delays)
+            await queue.free_lock()
+            return await queue.retry_ids(offset=0, count=1000)
 
         return self.on_queue(work)
 

@@ -6,37 +6,14 @@ import json
 
 import pytest
 
-from cbq_exporter.model import Failure, Retry, Settled, Settlement
+from cbq_exporter.model import Failure
 from cbq_exporter.services import retries
 from cbq_exporter.store.queue import Queue
 from tests.cli.conftest import Cli, item
 
-FAILED = Failure("http_5xx", 503, "answered 503", "<p>\x1b[2Jlater\n</p>")
-
-
-def _put_off(
-    cli: Cli, delays: list[tuple[str, float]], payload: bytes | None = None, failure: Failure = FAILED
-) -> list[str]:
-    """Callbacks that failed once, for these destinations and due in so many seconds; returns their ids, as due."""
-
-    async def work(queue: Queue) -> list[str]:
-        await queue.keep_lock(30)
-        await queue.enqueue([payload or item(number) for number in range(len(delays))])
-        claim = await queue.claim(count=len(delays), max_bytes=10**9, lease=30, lock_ttl=30)
-        assert claim is not None
-        settlements = [
-            Settlement(one, Retry(delay, failure, True), f"http://{name}/x", name)
-            for one, (name, delay) in zip(claim.items, delays, strict=True)
-        ]
-        assert await queue.settle(settlements) == [Settled.DONE] * len(delays)
-        await queue.free_lock()
-        return await queue.retry_ids(offset=0, count=len(delays))
-
-    return cli.on_queue(work)
-
 
 def test_list_shows_the_soonest_due_first(cli: Cli) -> None:
-    first, second = _put_off(cli, [("slow.example", 86_400.0 * 3), ("example.com", 0.0)])
+    first, second = cli.put_off([("slow.example", 86_400.0 * 3), ("example.com", 0.0)])
     rows = [line.split() for line in cli("retry", "list").stdout.splitlines()]
     assert rows[0] == ["id", "destination", "tries", "due", "in", "failure"]
     assert rows[1] == [first, "example.com", "1", "now", "http_5xx", "503"]
@@ -51,7 +28,7 @@ def test_list_where_nothing_waits(cli: Cli) -> None:
 
 def test_list_in_pages_and_by_destination(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "PAGE", 2)
-    ids = _put_off(cli, [("a.example" if n % 3 else "b.example", 600.0 + n) for n in range(7)])
+    ids = cli.put_off([("a.example" if n % 3 else "b.example", 600.0 + n) for n in range(7)])
 
     def listed(*words: str) -> tuple[list[str], str]:
         result = cli("retry", "list", *words, "-o", "json")
@@ -68,7 +45,7 @@ def test_list_in_pages_and_by_destination(cli: Cli, monkeypatch: pytest.MonkeyPa
 
 
 def test_show(cli: Cli) -> None:
-    (retry_id,) = _put_off(cli, [("example.com", 600.0)])
+    (retry_id,) = cli.put_off([("example.com", 600.0)])
     lines = cli("retry", "show", retry_id).stdout.splitlines()
     assert [line for line in lines if not line.startswith(("first claimed", "due"))] == [
         f"id             {retry_id}",
@@ -91,7 +68,7 @@ def test_show(cli: Cli) -> None:
 
 
 def test_raw_keeps_every_byte(cli: Cli) -> None:
-    (retry_id,) = _put_off(cli, [("", 600.0)], payload=b"\x00\xff not json")
+    (retry_id,) = cli.put_off([("", 600.0)], payload=b"\x00\xff not json")
     assert cli("retry", "show", "--raw", retry_id).stdout_bytes == b"\x00\xff not json"
 
 
@@ -106,8 +83,8 @@ def _due(cli: Cli) -> list[str]:
 
 def test_now_makes_due_what_failed_for_one_destination_in_its_order(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "PAGE", 4)
-    ids = _put_off(cli, [("a.example" if n % 3 else "b.example", 600.0 + n) for n in range(20)])
-    _put_off(cli, [("a.example", 900.0)], failure=Failure("paused"))
+    ids = cli.put_off([("a.example" if n % 3 else "b.example", 600.0 + n) for n in range(20)])
+    cli.put_off([("a.example", 900.0)], failure=Failure("paused"))
     words = ["retry", "now", "--destination", "a.example"]
     dry = cli(*words, "--dry-run")
     plan = [
@@ -132,10 +109,10 @@ def test_now_makes_due_what_failed_for_one_destination_in_its_order(cli: Cli, mo
 def test_now_asks_what_is_meant_and_leaves_what_was_claimed_since(cli: Cli) -> None:
     assert cli("retry", "now", "--yes").exit_code == 2
     assert cli("retry", "now", "--yes", "--all", "--destination", "a.example").exit_code == 2
-    before = _put_off(cli, [("a.example", 600.0), ("b.example", 700.0)])
+    before = cli.put_off([("a.example", 600.0), ("b.example", 700.0)])
     made = cli.on_queue(lambda queue: retries.plan(queue, None))
     while cli.on_queue(lambda queue: queue.store_now_ms()) <= made.at * 1000:
         pass
-    _put_off(cli, [("a.example", 500.0)])
+    cli.put_off([("a.example", 500.0)])
     assert cli.on_queue(lambda queue: retries.execute(queue, made)) == 2
     assert _due(cli) == before
