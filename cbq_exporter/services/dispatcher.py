@@ -60,6 +60,15 @@ class FlushReport:
     look_again_in: float | None = None
 
 
+class _JustClaimed:
+    """What was claimed and not handed over yet. ``not_after``: see ``Request``."""
+
+    def __init__(self, claim: Claim, not_after: float) -> None:
+        self.claim = claim
+        self.not_after = not_after
+        self.size = 2 * sum(len(one.payload) for one in claim.items)  # bytes: as they are, and as bodies
+
+
 class Dispatcher:
     """``run_once`` is called again and again by a schedule; ``keep`` prolongs what is held meanwhile."""
 
@@ -117,6 +126,7 @@ class Dispatcher:
         self._lock_until = 0.0  # monotonic: the lock is ours at least until then, if nobody takes it away
         self._leading = False
         self._last_batch = float("-inf")  # monotonic
+        self._just_claimed: _JustClaimed | None = None
         self._arrived = False  # something is there, as far as we know: claiming finds out cheapest
         self._waiting_since: float | None = None  # monotonic: since when callbacks are seen waiting
         self._pausing = pausing
@@ -154,6 +164,7 @@ class Dispatcher:
         try:
             return await self._run()
         finally:
+            self._hand_over()
             self._at_rest.set()
 
     async def _run(self) -> FlushReport:
@@ -265,7 +276,12 @@ class Dispatcher:
         self._waiting_since = before if claim.pending_left else None
         if not claim.items:
             return claim
-        self._accept(claim, not_after=before + delivery.lease - delivery.timeout)
+        self._just_claimed = _JustClaimed(claim, before + delivery.lease - delivery.timeout)
+        self._held_bytes += self._just_claimed.size
+        if self._holding:
+            self._hand_over()  # what comes of it has a say in the next claim
+        else:
+            asyncio.get_running_loop().call_soon(self._hand_over)
         self._instruments.flushes[reason].inc()
         self._instruments.batch_size.observe(len(claim.items))
         fresh = sum(one.first_claimed_ms == claim.at_ms for one in claim.items)
@@ -287,7 +303,8 @@ class Dispatcher:
     def _room(self) -> int:
         if self._held_bytes >= self._config.delivery.max_in_flight_bytes:
             return 0
-        room = self._window - len(self._held)
+        just_claimed = 0 if self._just_claimed is None else len(self._just_claimed.claim.items)
+        room = self._window - len(self._held) - just_claimed
         # Small claims cost as much as large ones: wait until a whole batch fits.
         return room if room >= min(self._flush_rule.size, self._window // 2) else 0
 
@@ -298,6 +315,15 @@ class Dispatcher:
                 await self._room_made.wait()
         except TimeoutError:
             return
+
+    def _hand_over(self) -> None:
+        """Hand over what was claimed last. Meanwhile the next claim is on its way, where one follows at once: so the
+        store works at the same time.
+        """
+        last, self._just_claimed = self._just_claimed, None
+        if last is not None:
+            self._held_bytes -= last.size
+            self._accept(last.claim, last.not_after)
 
     def _accept(self, claim: Claim, not_after: float) -> None:
         accepted = self._acceptor.accept(claim, not_after, self._pausing.destinations)
