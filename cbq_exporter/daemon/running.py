@@ -19,6 +19,9 @@ from cbq_exporter.daemon.systemd import Notifier
 
 log = logging.getLogger(__name__)
 
+# Whoever signals a whole group (timeout, some supervisors) reaches the daemon twice: make passes the signal on as well.
+_ONE_WISH = 0.5  # seconds
+
 
 def run(loaded: Loaded, *, debug: bool = False) -> int:
     """Run the daemon until a signal ends it; returns the exit code. Raises CbqError where it cannot start.
@@ -44,8 +47,12 @@ def _run_loop(main: Coroutine[Any, Any, int], *, debug: bool) -> int:
 async def _serve(application: Application, notifier: Notifier) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    told_at = -_ONE_WISH
 
     def on_signal(number: int) -> None:
+        nonlocal told_at
+        if loop.time() - told_at < _ONE_WISH:
+            return
         if stop.is_set():
             # The store keeps all that is not settled; leases run out and the callbacks are sent again.
             log.warning("a second signal: ending at once")
@@ -53,6 +60,7 @@ async def _serve(application: Application, notifier: Notifier) -> int:
             os._exit(128 + number)
         log.info("stopping: sends in flight may finish", extra={"signal": signal.Signals(number).name})
         notifier.stopping()
+        told_at = loop.time()
         stop.set()
 
     def on_hangup() -> None:
