@@ -25,6 +25,8 @@ from cbq_exporter.model import (
     Settled,
     Settlement,
 )
+from cbq_exporter.services import retries
+from cbq_exporter.services.operations import RetryNow
 from cbq_exporter.store import trash
 from cbq_exporter.store.connections import MUTATION_TIMEOUT, Connections
 from cbq_exporter.store.healing import Healing
@@ -33,6 +35,7 @@ from cbq_exporter.store.queue import Queue
 from cbq_exporter.store.scripts import load
 from cbq_exporter.store.trash import Trash
 from tests.e2e.bare_client import PREFIX, item, kept, lengths, number_of, push, wait_until_settled
+from tests.services.operating import QUEUE, Operating
 from tests.support.counting_receiver import CountingReceiver
 from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
 from tests.support.fault_proxy import Action, Direction, Fault, FaultProxy
@@ -57,6 +60,7 @@ class Hands:
     pauses: Pauses
     claimed: list[Claimed]
     dead: list[str]
+    waiting: list[str]
     trash_id: str | None
     lock: LockLook | None
 
@@ -101,6 +105,7 @@ OPERATIONS: dict[str, Work] = {
     "put_back": _settle_as(PutBack()),
     "extend": lambda at: at.queue.extend([one.lease for one in at.claimed], 600.0),
     "recover": lambda at: at.queue.recover_expired(3),
+    "retry_now": lambda at: at.queue.retry_now(at.waiting),
     "dead_retry": lambda at: at.queue.dead_retry(at.dead),
     "dead_purge": lambda at: at.queue.dead_purge(at.dead),
     "dead_trim": lambda at: at.queue.trim_dead(1, 1e9),
@@ -116,6 +121,7 @@ OPERATIONS: dict[str, Work] = {
 
 # What has to be there besides.
 BEFORE: dict[str, Callable[[Stage], None]] = {
+    "retry_now": lambda stage: stage.let_some_fail(),
     "recover": lambda stage: stage.driven.let_leases_run_out(),
     "recover_all": lambda stage: stage.driven.let_leases_run_out(),
     "recover_stuck": lambda stage: stage.get_stuck(),
@@ -141,6 +147,7 @@ FAULTS: dict[str, tuple[Fault, bool]] = {
 AGAIN: dict[str, tuple[Any, Any]] = {
     **dict.fromkeys(("delivered", "retry", "dead", "put_back"), ([Settled.DONE] * 3, [Settled.FENCED] * 3)),
     **dict.fromkeys(("unlock", "release_by_the_keeper"), (True, False)),
+    "retry_now": (3, 0),
     "recover_stuck": (Recovery(returned=3), Recovery()),
     "recover_stuck_for_ever": (Recovery(dead=3), Recovery()),
     "undo": (10, None),
@@ -160,6 +167,7 @@ class Stage:
         """The same each time, with what ``operation`` is done on."""
         driven, client = self.driven, self.server.client
         client.flushdb()
+        self._waiting: list[str] = []
         self._trash_id: str | None = None
         self._lock: LockLook | None = None
         client.rpush(driven.keys.pending, *(callback(n) for n in range(10)))
@@ -168,6 +176,14 @@ class Stage:
         self._dead = [one.decode() for one in driven.redis.zrange(driven.keys.dead, 0, -1)]
         if operation in BEFORE:
             BEFORE[operation](self)
+
+    def let_some_fail(self) -> None:
+        """They wait in retry, and others are due there already."""
+        driven = self.driven
+        first, *others = driven.claim(4).items
+        driven.settle(Retry(0.0, FAILURE), first)
+        driven.settle(Retry(60.0, FAILURE), *others)
+        self._waiting = [one.decode() for one in driven.redis.zrange(driven.keys.retry, 1, -1)]
 
     def reset(self) -> None:
         """What was there is in the trash, and new callbacks have arrived."""
@@ -200,6 +216,7 @@ class Stage:
                         Pauses(connections, keys),
                         self._claimed,
                         self._dead,
+                        self._waiting,
                         self._trash_id,
                         self._lock,
                     )
@@ -218,6 +235,7 @@ class Stage:
             "processing": Counter(driven.processing),
             "retry": Counter(driven.kept(keys.retry)),
             "dead": Counter(driven.kept(keys.dead)),
+            "due": client.zcount(keys.retry, "-inf", client.time()[0] * 1000 + 1000),
             "counts": [client.get(key) for key in (keys.stats_queued, keys.stats_sent, keys.stats_failed, keys.fence)],
             "leases": len(deadlines),
             "sightings": client.zcard(keys.sightings),
@@ -291,6 +309,68 @@ def test_an_undo_that_is_cut_off_anywhere_is_ended_by_the_next(stage: Stage, mon
             proxy.plan()
             stage.through(proxy.url, _undo)
             assert (stage.where(), stage.driven.pending) == (after, order), (name, passed)
+
+
+def test_retry_now_that_is_cut_off_anywhere_is_ended_by_the_next(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several scripts, between two entries of the audit: each of these is there once, or not at all."""
+    monkeypatch.setattr(retries, "PAGE", 2)
+    with FaultProxy(server.socket) as proxy:
+        for passed, (name, (fault, written)) in product(range(len(_TRIES_AGAIN)), FAULTS.items()):
+            server.client.flushdb()
+            with Operating(server) as near, Operating(server, url=proxy.url) as far:
+                ids, everything = _let_five_fail(near)
+                proxy.plan(replace(fault, skip=passed))
+                told = _told_of(far)
+                proxy.plan()
+                due, story = _due(near), near.story
+                # What is lost at the end is only the entry of it: what was done is done.
+                ended = passed == len(_TRIES_AGAIN) - 1
+                assert told == (None if ended else "StoreUnavailable"), (name, passed)
+                assert due == ids[: 2 * (passed - 1 + written) if passed else 0], (name, passed)
+                results = ["started", "done" if ended else "failed"]
+                want = results[:written] if passed == 0 else results[: 1 + written] if ended else results
+                assert story == [("retry_now", result) for result in want], (name, passed)
+
+                assert _told_of(far) is None
+                assert _due(near) == ids, (name, passed)
+                assert dict(near.redis.hgetall(near.keys.payloads)) == everything
+                left = len(ids) - len(due)
+                assert near.entries[-1].after == ({"callbacks": left} if left else {})
+                assert near.story[len(story) :] == [
+                    ("retry_now", one) for one in (["started", "done"] if left else ["done"])
+                ]
+
+
+_TRIES_AGAIN = ("audit_add", "retry_now", "retry_now", "retry_now", "audit_add")
+
+
+def _let_five_fail(desk: Operating) -> tuple[list[str], dict[bytes, bytes]]:
+    """Their ids in the order of their times, and all that is kept."""
+    queue = desk.queue
+    desk.do(queue.enqueue([callback(n) for n in range(5)]))
+    assert desk.do(queue.keep_lock(60.0)).ours
+    claim = desk.do(queue.claim(count=5, max_bytes=1 << 20, lease=60.0, lock_ttl=60.0))
+    assert claim is not None
+    for n, one in enumerate(claim.items):
+        desk.do(queue.settle([Settlement(one, Retry(60.0 + n, FAILURE))]))
+    ids = [one.decode() for one in desk.redis.zrange(desk.keys.retry, 0, -1)]
+    return ids, dict(desk.redis.hgetall(desk.keys.payloads))
+
+
+def _told_of(desk: Operating) -> str | None:
+    """How ``retry now`` ends."""
+    try:
+        desk.carry_out(RetryNow(QUEUE))
+    except StoreUnavailable as error:
+        return type(error).__name__
+    return None
+
+
+def _due(desk: Operating) -> list[str]:
+    now = desk.do(desk.queue.store_now_ms())
+    return [one.decode() for one in desk.redis.zrangebyscore(desk.keys.retry, "-inf", now)]
 
 
 @pytest.mark.parametrize(("direction", "carried_out"), [(TO_SERVER, False), (TO_CLIENT, True)])

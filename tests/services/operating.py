@@ -24,12 +24,17 @@ class Operating:
     """Use as a context manager."""
 
     def __init__(
-        self, server: Server, mode: Mode = Mode.SUPERVISE, destinations: tuple[DestinationConfig, ...] = ()
+        self,
+        server: Server,
+        mode: Mode = Mode.SUPERVISE,
+        destinations: tuple[DestinationConfig, ...] = (),
+        url: str | None = None,
     ) -> None:
+        """``url`` is another way to the server; ``redis`` takes the usual one."""
         self.redis: Any = server.client
         config = Config(queues=(QueueConfig(name=QUEUE, prefix="q", mode=mode),), destinations=destinations)
         self._loop = asyncio.new_event_loop()
-        self.store = make_store(config, server.url, lock_value="cbq-exporter_1_host_1")
+        self.store = make_store(config, url or server.url, lock_value="cbq-exporter_1_host_1")
         self.counted: list[tuple[str, str, str]] = []
         self.audit = Audit(self.store, count=self._count)
         self.operations = Operations(config, self.store, self.audit)

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from cbq_exporter.model import Delivered, Outcome
+from cbq_exporter.services import retries
 from cbq_exporter.services.dead_letters import Selection
 from cbq_exporter.services.operations import RetryDead, Undo, parts
 from cbq_exporter.store import trash
 from tests.store.state_machine.invariants import Invariants
 from tests.store.state_machine.model import ORDER_BY
-from tests.store.state_machine.operating import LEAST_GROWTH, UNDO_AT_ONCE, Operating
+from tests.store.state_machine.operating import LEAST_GROWTH, RETRIES_AT_ONCE, UNDO_AT_ONCE, Operating
 from tests.store.state_machine.sending import Sending, outcomes
 from tests.store.state_machine.world import KEYS, PAYLOADS, PREFIX, QUEUE, WatchedConnections, payloads
 from tests.support.foreign_worker import ForeignWorker
@@ -122,6 +123,7 @@ def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that few callbacks reach them."""
     monkeypatch.setattr(parts, "_LEAST_GROWTH", LEAST_GROWTH)
     monkeypatch.setattr(trash, "_MOST_ITEMS", UNDO_AT_ONCE)
+    monkeypatch.setattr(retries, "PAGE", RETRIES_AT_ONCE)
 
 
 @pytest.mark.usefixtures("small_bounds")

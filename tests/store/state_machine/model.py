@@ -40,13 +40,18 @@ NEW_TURN = "~"  # a turn that the store has given and the test has not read yet:
 
 @dataclass
 class Kept:
-    """A callback in retry: ``due`` is its place among the due ones, None before it is due."""
+    """A callback in retry: ``due`` is its place among the due ones, None before it is due.
+
+    ``failed`` for ``destination``, or it only waits for its turn.
+    """
 
     payload: bytes
     attempts: int
     recoveries: int
     due: float | None = None
     turn: str = ""
+    failed: bool = False
+    destination: str = ""
 
 
 @dataclass
@@ -307,7 +312,14 @@ class Model(Contents):
                 self.pending.insert(0, payload)
                 self.memory[payload] = Memory(claimed.attempts, claimed.recoveries, claimed.turn)
             case Retry() | Held():
-                kept = Kept(payload, claimed.attempts + used, claimed.recoveries, turn=claimed.turn)
+                kept = Kept(
+                    payload,
+                    claimed.attempts + used,
+                    claimed.recoveries,
+                    turn=claimed.turn,
+                    failed=isinstance(outcome, Retry),
+                    destination=destination,
+                )
                 if isinstance(outcome, Held) and not any(other < kept.turn for other, _ in self.turns(kept.turn)):
                     kept.due = PERHAPS
                 self.retry[identity] = kept
@@ -399,6 +411,14 @@ class Model(Contents):
         self.leases |= back.leases
         self.memory = back.memory | self.memory
         self.stats += back.stats
+
+    def waiting_to_be_tried(self, destination: str | None) -> set[str]:
+        """What has failed, for one destination or any, and is not due."""
+        return {
+            name
+            for name, kept in self.retry.items()
+            if kept.due is None and kept.failed and destination in (None, kept.destination)
+        }
 
     def dead_retry(self, name: str) -> None:
         payload = self.dead.pop(name).payload

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from cbq_exporter.services.operations import (
     Reset,
     Resume,
     RetryDead,
+    RetryNow,
     Undo,
     Unlock,
     name_of,
@@ -32,6 +35,7 @@ from tests.store.state_machine.world import HOUR, KEYS, QUEUE, either, payloads
 
 LEAST_GROWTH = 1  # callbacks more than were planned: the tests make it so small
 UNDO_AT_ONCE = 3  # callbacks, in one script
+RETRIES_AT_ONCE = 2  # callbacks, in one page
 ENDLESS_RECOVERIES = 10**9
 _UNKNOWN = "0-0-0"
 
@@ -106,6 +110,16 @@ class Operating(ExistingSoftware, Healing):
         else:
             self.carry_out(plan)
 
+    @precondition(lambda self: self.model.retry)
+    @rule(destination=destinations, interrupted=yes_or_no)
+    def a_person_retries_now(self, destination: str | None, interrupted: bool) -> None:
+        """Perhaps not all of it: Ctrl-C comes after the first page."""
+        plan = self.plan(RetryNow(QUEUE, destination))
+        if interrupted and not plan.nothing_to_do:
+            self._retries_now(plan, self._names_of_retry()[:RETRIES_AT_ONCE], "failed", progress=_interrupt)
+        else:
+            self.carry_out(plan)
+
     @rule(data=st.data(), arrive=arrivals, claimed=yes_or_no)
     def two_people_want_the_same(self, data: st.DataObject, arrive: list[bytes], claimed: bool) -> None:
         """Each has looked before the other acts; and callbacks arrive, or are claimed by a worker already."""
@@ -122,6 +136,7 @@ class Operating(ExistingSoftware, Healing):
     def _wish(self, data: st.DataObject) -> Operation:
         model = self.model
         kinds = ["unlock", "recover", "reset", "undo", "pause", *["resume"] * bool(model.paused)]
+        kinds += ["retry now"] * bool(model.retry)
         match data.draw(st.sampled_from([*kinds, *["retry dead", "purge dead"] * bool(model.dead)])):
             case "unlock":
                 return Unlock(QUEUE, force=data.draw(yes_or_no))
@@ -136,6 +151,8 @@ class Operating(ExistingSoftware, Healing):
                 return Pause(QUEUE, data.draw(destinations))
             case "resume":
                 return Resume(QUEUE, data.draw(destinations))
+            case "retry now":
+                return RetryNow(QUEUE, data.draw(destinations))
             case "retry dead":
                 return RetryDead(QUEUE, self._selection(data))
         return PurgeDead(QUEUE, self._selection(data))
@@ -191,6 +208,9 @@ class Operating(ExistingSoftware, Healing):
                 return False, None if operation.destination in model.paused else {"pauses": 1}
             case Resume():
                 return False, {"pauses": 1} if operation.destination in model.paused else None
+            case RetryNow():
+                waiting = len(model.waiting_to_be_tried(operation.destination))
+                return False, {"callbacks": waiting} if waiting else None
             case RetryDead() | PurgeDead():
                 chosen = self._chosen(operation.selection, None)
                 return False, {"letters": len(chosen)} if chosen else None
@@ -376,6 +396,27 @@ class Operating(ExistingSoftware, Healing):
             else:
                 self.model.dead_purge(name)
 
+    def _retries(self, plan: Plan) -> None:
+        self._retries_now(plan, self._names_of_retry(), "done")
+
+    def _retries_now(self, plan: Plan, looked_at: Sequence[str], expected: str, **options: Any) -> None:
+        """What was claimed since it was planned has failed again: that waits. The others keep their order."""
+        model, planned = self.model, plan.retries
+        assert planned is not None
+        waiting = model.waiting_to_be_tried(planned.destination)
+        made = [name for name in looked_at if name in waiting and int(name[:13]) <= round(planned.at * 1000)]
+        last = self.redis.zrevrangebyscore(KEYS.retry, time.time() * 1000, "-inf", start=0, num=1, withscores=True)
+        executed = self._execute(plan, expected, **options)
+        assert executed is None or executed.counts == {"callbacks": len(made)}
+        for name in made:
+            model.retry[name].due = self.redis.zscore(KEYS.retry, name)
+        times = [ms for _, ms in last] + [model.retry[name].due or 0.0 for name in made]
+        assert all(one < other for one, other in pairwise(times))
+        assert times[-1:] <= [time.time() * 1000]
+
+    def _names_of_retry(self) -> list[str]:
+        return [name.decode() for name in self.redis.zrange(KEYS.retry, 0, -1)]
+
     # --- time --------------------------------------------------------------------------------
 
     @precondition(lambda self: any(not one.begun for one in self.model.trash.values()))
@@ -413,4 +454,5 @@ _CARRIED_OUT: dict[type[Operation], Callable[[Operating, Plan], None]] = {
     Resume: Operating._resumes,
     RetryDead: Operating._handles_letters,
     PurgeDead: Operating._handles_letters,
+    RetryNow: Operating._retries,
 }
