@@ -75,15 +75,18 @@ async def execute(queue: Queue, made: Plan, show: Callable[[int], None] = lambda
     ``show`` is told how many are done.
     """
     done = 0
+    # Each once: a claim that finds an earlier one of its key under way lets it wait again, as often as it is due.
+    tried: set[str] = set()
     # What is claimed while we walk moves what we have not seen to where we have been: so again, until a whole walk
     # finds nothing.
     while True:
-        before = done
+        before = len(tried)
         async for page in _pages(queue):
-            chosen = [one.id for one in page if made.has(one)]
+            chosen = [one.id for one in page if made.has(one) and one.id not in tried]
             done += await queue.retry_now(chosen) if chosen else 0
+            tried.update(chosen)
             show(done)
-        if done == before:
+        if len(tried) == before:
             return done
 
 

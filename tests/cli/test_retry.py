@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -116,3 +117,25 @@ def test_now_asks_what_is_meant_and_leaves_what_was_claimed_since(cli: Cli) -> N
     cli.put_off([("a.example", 500.0)])
     assert cli.on_queue(lambda queue: retries.execute(queue, made)) == 2
     assert _due(cli) == before
+
+
+def test_now_ends_where_a_claim_lets_what_is_due_wait_for_its_turn_again(cli: Cli) -> None:
+    """What failed before there was an order stands behind what is under way, and is put aside at each claim."""
+    of_one_key = item(1)
+    _put_off(cli, [("a.example", 600.0)] * 40, of_one_key)
+
+    async def work(queue: Queue) -> int:
+        async def claim_again_and_again() -> None:
+            while True:
+                assert await queue.claim(count=50, max_bytes=10**9, lease=30, lock_ttl=30, order_by="task_id")
+
+        await queue.keep_lock(30)
+        made = await retries.plan(queue, None)
+        claiming = asyncio.create_task(claim_again_and_again())
+        try:
+            async with asyncio.timeout(10):
+                return await retries.execute(queue, made)
+        finally:
+            claiming.cancel()
+
+    assert cli.on_queue(work) == 40
