@@ -70,7 +70,7 @@ def _client(queue: str | None) -> CallbackQueue:
 def _url(config: Config) -> str:
     if config.redis.url is not None:
         return config.redis.url.get_secret_value()
-    from cbq_exporter.store.embedded import running_url
+    from cbq_exporter.store.data_dir import running_url
 
     url = running_url(config.data_dir)
     if url is None:

@@ -156,7 +156,8 @@ async def _server_for(config: Config) -> AsyncIterator[str]:
         yield config.redis.url.get_secret_value()
         return
     try:
-        from cbq_exporter.store.embedded import COMMAND, EmbeddedServer, holder
+        from cbq_exporter.store.data_dir import COMMAND, holder
+        from cbq_exporter.store.embedded import EmbeddedServer
     except ImportError as error:  # on Windows there is no fcntl
         raise EmbeddedStoreError(f"there is no embedded server for this platform: set redis.url ({error})") from error
 

@@ -20,7 +20,8 @@ import pytest
 import redis
 
 from cbq_exporter.errors import EmbeddedStoreError
-from cbq_exporter.store.embedded import COMMAND, EmbeddedServer, holder, running_url
+from cbq_exporter.store.data_dir import COMMAND, holder, running_url
+from cbq_exporter.store.embedded import EmbeddedServer
 
 # A daemon that does nothing else: it starts the server, says where, and lives until its standard input ends.
 DAEMON = """

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from cbq_exporter.config.models import Config, KeysConfig, QueueConfig, RedisConfig
 from cbq_exporter.errors import EmbeddedStoreError, StoreUnavailable
 from cbq_exporter.model import Mode, State
-from cbq_exporter.store.embedded import COMMAND, EmbeddedServer, holder
+from cbq_exporter.store.data_dir import COMMAND, holder
+from cbq_exporter.store.embedded import EmbeddedServer
 from cbq_exporter.store.opening import make_store, open_store
 from tests.support.servers import Server
 

@@ -13,7 +13,7 @@ from cbq_exporter.cli.demo import story
 from cbq_exporter.cli.demo.receivers import Receivers
 from cbq_exporter.config import Config
 from cbq_exporter.errors import StoreError
-from cbq_exporter.store.embedded import running_url
+from cbq_exporter.store.data_dir import running_url
 from cbq_exporter.store.opening import Store, make_store
 
 RATE = 50  # callbacks a second
