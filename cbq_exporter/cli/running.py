@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cbq_exporter.cli import interrupts, output
 from cbq_exporter.errors import UsageError
@@ -44,10 +44,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             signal.signal(number, handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    if number == signal.SIGINT:
-        interrupts.raise_here(number, frame)
-    raise SystemExit(128 + number)
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if number != signal.SIGINT:
+        raise SystemExit(128 + number)
+    interrupts.raise_here(number, frame)
 
 
 def queue_config(config: Config, name: str | None) -> QueueConfig:
