@@ -165,7 +165,7 @@ class Queue:
             return None
         _, now_ms, left, next_due, from_retry = answer[:5]
         self._ahead_ms = now_ms - _monotonic_ms()
-        items = tuple(records.claimed(answer[i], answer[i + 1]) for i in range(5, len(answer), 2))
+        items = tuple(map(records.claimed, answer[5::2], answer[6::2]))
         return Claim(now_ms, items, from_retry, left, next_due if next_due >= 0 else None)
 
     def _latest_ms(self) -> int:
@@ -183,16 +183,30 @@ class Queue:
         if not settlements:
             return []
         k = self.keys
-        args: list[str | bytes | int] = [STATS_TTL, _MOST_SETTLE_STEPS]
         size = 0
         has_turns = False
-        for number, settlement in enumerate(settlements):
-            size += len(settlement.claimed.payload)
-            if number and (number >= _MOST_ITEMS or size > _MOST_BYTES):
+        kinds: list[str] = []
+        leases: list[str] = []
+        payloads: list[bytes] = []
+        rest: list[int | bytes] = []
+        for settlement in settlements:
+            claimed, outcome = settlement.claimed, settlement.outcome
+            size += len(claimed.payload)
+            if kinds and (len(kinds) >= _MOST_ITEMS or size > _MOST_BYTES):
                 break
-            args += _settle_args(settlement)
-            if settlement.claimed.turn:
+            leases.append(claimed.lease)
+            payloads.append(claimed.payload)
+            if claimed.turn:
                 has_turns = True
+            if isinstance(outcome, Delivered):
+                kinds.append("d")
+            elif isinstance(outcome, PutBack):
+                kinds.append("b")
+            else:
+                kind, delay = _kind_and_delay(outcome)
+                kinds.append(kind)
+                rest += (delay, records.of_settlement(settlement, outcome))
+        args = [STATS_TTL, _MOST_SETTLE_STEPS, "".join(kinds), *leases, *payloads, *rest]
         answer = await self._connections.run_named(
             "settle",
             [
@@ -495,21 +509,15 @@ class Queue:
         return int(answer[0]), forgotten
 
 
-def _settle_args(settlement: Settlement) -> list[str | bytes | int]:
-    claim, outcome = settlement.claimed, settlement.outcome
+def _kind_and_delay(outcome: Retry | Held | Dead) -> tuple[str, int]:
+    """The letter that ``settle.lua`` knows it by, and milliseconds."""
     match outcome:
-        case Delivered():
-            return [claim.lease, claim.payload, "d", 0, b""]
-        case PutBack():
-            return [claim.lease, claim.payload, "b", 0, b""]
         case Retry():
-            kind = "r" if outcome.attempt_used else "w"
-            return [claim.lease, claim.payload, kind, _ms(outcome.delay), records.of_settlement(settlement, outcome)]
+            return "r" if outcome.attempt_used else "w", _ms(outcome.delay)
         case Held():
-            return [claim.lease, claim.payload, "h", _HELD_MS, records.of_settlement(settlement, outcome)]
+            return "h", _HELD_MS
         case Dead():
-            kind = "x" if outcome.attempt_used else "z"
-            return [claim.lease, claim.payload, kind, 0, records.of_settlement(settlement, outcome)]
+            return "x" if outcome.attempt_used else "z", 0
 
 
 def _chunks(values: Sequence[T], most: int) -> Iterator[Sequence[T]]:

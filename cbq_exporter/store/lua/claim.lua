@@ -56,8 +56,14 @@ local function fits(size)
   return n + aside < count and (n + aside == 0 or bytes + size <= budget)
 end
 
+-- Texts made once: for each callback they would cost as much as its SHA-1.
+local deadline = string.format('%d', now + lease_ms)
+local claim_id, new_history = string.format('%013d-%d', now, token), string.format('0|0|%013d', now)
+
+-- Without `first` it is claimed for the first time.
 local function rest_of_lease(fp, attempts, recoveries, first)
-  return string.format('%013d-%d-%d|%s|%d|%d|%013d', now, token, n + aside, fp, attempts, recoveries, first)
+  local history = first and string.format('%d|%d|%013d', attempts, recoveries, first) or new_history
+  return string.format('%s-%d|%s|%s', claim_id, n + aside, fp, history)
 end
 
 local function enter(turn, lease, is_new)
@@ -76,7 +82,7 @@ local function take(payload, fp, attempts, recoveries, first, turn, is_new)
     taken_of[key] = (taken_of[key] or 0) + 1
     lease = lease .. '|' .. turn
   end
-  scores[2 * n - 1], scores[2 * n] = now + lease_ms, lease
+  scores[2 * n - 1], scores[2 * n] = deadline, lease
   out[4 + 2 * n], out[5 + 2 * n] = lease, payload
 end
 
@@ -150,7 +156,7 @@ local function set_aside(payload, fp, attempts, recoveries, first, turn, is_new,
   enter(turn, lease, is_new)
   redis.call('HSET', records, id, string.format(
     '{"attempts":%d,"recoveries":%d,"first_ms":%d,"turn":"%s","size":%d,"kind":"waiting"}',
-    attempts, recoveries, first, turn, #payload))
+    attempts or 0, recoveries or 0, first or now, turn, #payload))
   redis.call('HSET', payloads, id, payload)
   redis.call('ZADD', retry, due + ASKS_AGAIN_MS, id)
 end
@@ -225,9 +231,9 @@ local function take_pending()
       local waits = turn and in_front_of(turn)
       if waits then
         is_aside[#taken + aside + 1] = true
-        set_aside(payload, fp, attempts or 0, recoveries or 0, first or now, turn, is_new, waits)
+        set_aside(payload, fp, attempts, recoveries, first, turn, is_new, waits)
       else
-        take(payload, fp, attempts or 0, recoveries or 0, first or now, turn, is_new)
+        take(payload, fp, attempts, recoveries, first, turn, is_new)
         taken[#taken + 1] = payload
       end
     end

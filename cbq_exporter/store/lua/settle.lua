@@ -3,12 +3,13 @@
 -- KEYS  1 leases  2 processing  3 pending  4 retry  5 dead  6 records  7 payloads  8 returned
 --       9 stats:sent  10 stats:failed  11 order; only where a lease has a turn (claim.lua)
 -- ARGV  1 TTL of the stats, s  2 most elements of processing to walk over
---       then five for each callback:
---       lease, payload, kind, delay in ms (retries), record (retries and dead letters)
---       kind  d delivered | r retry, an attempt failed | w retry, no attempt made
+--       3 kinds, one letter for each callback, in their order:
+--             d delivered | r retry, an attempt failed | w retry, no attempt made
 --             h retry, until its turn comes
 --             x dead, an attempt failed | z dead, no attempt made | b back to the head of pending,
---       each in front of the one before
+--             each in front of the one before
+--       then the lease of each, then the payload of each,
+--       then delay in ms and record of each that is not delivered or put back
 -- Returns for each callback 1 settled | 0 the lease is not held: nothing was done
 --         | 2 the lease was held, but somebody else took the callback out of processing: only the lease went.
 --         The answer is shorter where the walks get too long: the rest was not looked at.
@@ -20,12 +21,10 @@ local leases, processing, pending, retry = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local dead, records, payloads, returned = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local stats_sent, stats_failed, order = KEYS[9], KEYS[10], KEYS[11]
 local stats_ttl, most_steps = ARGV[1], tonumber(ARGV[2])
-local n = (#ARGV - 2) / 5
-
-local all_delivered = true
-for i = 1, n do
-  if ARGV[5 * i] ~= 'd' then all_delivered = false break end
-end
+local kinds = ARGV[3]
+local n = #kinds
+local all_delivered = not string.find(kinds, '[^d]')
+local LEASES, PAYLOADS = 3, 3 + n -- how many arguments stand in front of them
 
 -- A foreign type at one of the keys ends the script here, before anything is written.
 local length, held = redis.call('LLEN', processing), redis.call('ZCARD', leases)
@@ -44,7 +43,7 @@ if order then redis.call('ZCARD', order) end
 
 -- Our own claims are at the tail; what others left behind gathers at the head. Search from the nearer end.
 local ours = 2 * held + 64
-local from = length > ours and -1 or 1
+local from = length > ours and '-1' or '1' -- text: turning a number into it costs as much as looking up the key
 local depth = math.max(1, math.min(length, ours))
 -- As many at a time as cannot walk too far, wherever they stand; where all are, no walk needs to be measured.
 -- What is delivered is walked to once, to be taken out; all else is found first.
@@ -54,7 +53,7 @@ local walked = 0
 local function find(payload)
   local place = redis.call('LPOS', processing, payload, 'RANK', from)
   -- To here and, to take it out, once more.
-  walked = walked + (not place and length or 2 * (from == 1 and place + 1 or length - place))
+  walked = walked + (not place and length or 2 * (from == '1' and place + 1 or length - place))
   return place
 end
 
@@ -90,11 +89,9 @@ local function due_behind_others(lease, delay)
   return math.max(now, tonumber(id and redis.call('ZSCORE', retry, id) or 0)) + delay
 end
 
-local result, sent, failed, seen = {}, 0, 0, {}
+local result, sent, failed = {}, 0, 0
 
-local function settle(i)
-  local at = 5 * i - 3
-  local lease, payload, kind = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+local function settle(lease, payload, kind, delay, record)
   if kind == 'd' then
     sent = sent + 1
     if n > at_once then find(payload) end
@@ -107,10 +104,9 @@ local function settle(i)
     redis.call('LPUSH', pending, payload)
     redis.call('HSET', returned, fp, string.format('%s|%d', memory, now))
   else
-    redis.call('HSET', records, id, ARGV[at + 5])
+    redis.call('HSET', records, id, record)
     redis.call('HSET', payloads, id, payload)
     if kind == 'r' or kind == 'w' or kind == 'h' then
-      local delay = tonumber(ARGV[at + 4])
       redis.call('ZADD', retry, kind == 'h' and due_behind_others(lease, delay) or now + delay, id)
     else
       redis.call('ZADD', dead, now, id)
@@ -120,23 +116,24 @@ local function settle(i)
   return 1
 end
 
+local seen = {}
+local extra = PAYLOADS + n -- delays and records up to here belong to those before
 for first = 1, n, at_once do
   if walked > most_steps then break end
   local last = math.min(first + at_once - 1, n)
-  local names, is_held, ending = {}, {}, {}
-  for i = first, last do names[#names + 1] = ARGV[5 * i - 2] end
-  for j, score in ipairs(redis.call('ZMSCORE', leases, unpack(names))) do
-    local lease = names[j]
-    if score and not seen[lease] then -- one that is given twice counts the first time
-      seen[lease], is_held[j] = true, true
-      ending[#ending + 1] = lease
-    end
-  end
-  if #ending > 0 then redis.call('ZREM', leases, unpack(ending)) end
+  local is_held = redis.call('ZMSCORE', leases, unpack(ARGV, LEASES + first, LEASES + last))
+  redis.call('ZREM', leases, unpack(ARGV, LEASES + first, LEASES + last))
   for i = first, last do
-    result[i] = is_held[i - first + 1] and settle(i) or 0
-    if order and result[i] > 0 and (result[i] == 2 or string.find('dxz', ARGV[5 * i], 1, true)) then
-      pass_on(ARGV[5 * i - 2])
+    local lease, kind, delay, record = ARGV[LEASES + i], string.sub(kinds, i, i), nil, nil
+    if kind ~= 'd' and kind ~= 'b' then
+      delay, record = tonumber(ARGV[extra + 1]), ARGV[extra + 2]
+      extra = extra + 2
+    end
+    result[i] = 0
+    if is_held[i - first + 1] and not seen[lease] then -- one that is given twice counts the first time
+      seen[lease] = true
+      result[i] = settle(lease, ARGV[PAYLOADS + i], kind, delay, record)
+      if order and (result[i] == 2 or string.find('dxz', kind, 1, true)) then pass_on(lease) end
     end
   end
 end
