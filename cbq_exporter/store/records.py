@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -54,9 +55,15 @@ def is_lease(text: str) -> bool:
 
 def claimed(lease: bytes, payload: bytes) -> Claimed:
     text = lease.decode("ascii")
-    parts = text.split("|")
-    turn = parts[5] if len(parts) > 5 else ""
-    return Claimed(text, parts[1], payload, int(parts[2]), int(parts[3]), int(parts[4]), turn)
+    _, fingerprint, history = text.split("|", 2)
+    attempts, recoveries, first_ms, turn = _read_history(history)
+    return Claimed(text, fingerprint, payload, attempts, recoveries, first_ms, turn)
+
+
+@lru_cache(maxsize=64)  # nearly all of one claim have the same
+def _read_history(text: str) -> tuple[int, int, int, str]:
+    attempts, recoveries, first_ms, *turn = text.split("|")
+    return int(attempts), int(recoveries), int(first_ms), turn[0] if turn else ""
 
 
 def fingerprint_of(lease: str) -> str:
