@@ -150,7 +150,7 @@ class Attendant:
         check_every, stale, recovery = config.lock.check_every, config.lock.stale, config.recovery
         lock_keeper = LockKeeper(
             config.name,
-            healing,
+            healing.lock,
             self._instruments,
             self._audit,
             rule=lock_rule_of(config),

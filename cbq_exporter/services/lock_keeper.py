@@ -10,7 +10,7 @@ from cbq_exporter.metrics.instruments import QueueInstruments
 from cbq_exporter.model import Actor, LockLook, LockRule, OperationName, ReleaseReason, Trigger
 from cbq_exporter.policy import lock
 from cbq_exporter.services.audit import Audit
-from cbq_exporter.store.healing import Healing
+from cbq_exporter.store.lock_watch import LockWatch
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class LockKeeper:
     def __init__(
         self,
         name: str,
-        healing: Healing,
+        watch: LockWatch,
         instruments: QueueInstruments,
         audit: Audit,
         *,
@@ -41,7 +41,7 @@ class LockKeeper:
         forget_after: float,
     ) -> None:
         self._name = name
-        self._healing = healing
+        self._watch = watch
         self._instruments = instruments
         self._audit = audit
         self._rule = rule
@@ -50,8 +50,8 @@ class LockKeeper:
 
     async def run_once(self) -> LockReport:
         """One heartbeat and one look; raises StoreError."""
-        await self._healing.beat()
-        look = await self._healing.look_at_lock(forget_after=self._forget_after)
+        await self._watch.beat()
+        look = await self._watch.look(forget_after=self._forget_after)
         if look is None:
             return LockReport()
         verdict = lock.judge(look, self._rule)
@@ -75,6 +75,6 @@ class LockKeeper:
         async with self._audit.audited(
             self._name, _SCHEDULE, OperationName.UNLOCK, reason=reason.value, before=before
         ) as after:
-            if not await self._healing.release_lock(look):
+            if not await self._watch.release(look):
                 raise PreconditionChanged("the lock has changed since it was looked at: it is left")
             after["lock"] = None

@@ -1,4 +1,4 @@
-"""What a daemon sees of what others left behind, and how it is taken back: the send lock, and processing.
+"""What a daemon sees of what others left behind in processing, and how it is taken back.
 
 Nothing of it is done at first sight: what was seen, and when by the store's clock, is kept in the store. So a restart
 neither begins anew nor acts at once. Where nobody looked for as long as the rule asks for, what was seen is forgotten
@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from cbq_exporter.clock import SYSTEM_CLOCK, Clock
-from cbq_exporter.model import LockLook, ProcessingLook, Recovery
+from cbq_exporter.model import ProcessingLook, Recovery
 from cbq_exporter.store import records
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.ledger import Ledger
+from cbq_exporter.store.lock_watch import LockWatch
 from cbq_exporter.store.queue import Queue
 
 MOST_SIGHTINGS = 100_000  # callbacks, the oldest claims; the others come later
@@ -35,30 +37,12 @@ _MOST_HOPS = 100_000  # nodes of the list, to find their places
 _NODE_BYTES = 8192  # of the list: the default of list-max-listpack-size
 _MOST_MEMBERS = 500  # of a sorted set, in one command
 _MOST_INEFFECTIVE_PAGES = 200
-
-_BEATS_KEPT = 3600.0  # seconds
-_MOST_DAEMONS = 1000
-_LEAP_MS = 2000  # by so much the store's clock may differ from ours between two looks
 _MOST_LOOKS = 10  # at processing, of one person's recovery
 _NO_RECORD = 10**9  # more recoveries than anything has: nothing becomes a dead letter
 
 _Wanted = dict[bytes, list[str]]  # names of sightings, by the SHA-1 of the callback
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Ledger:
-    """Whether the store's clock has leapt since this ledger was last written, by our own elapsed time."""
-
-    clock: Clock
-    _ahead_ms: float | None = None
-
-    def has_leapt(self, store_ms: float, began_monotonic: float) -> bool:
-        ended = self.clock.monotonic()
-        ahead = store_ms - ended * 1000
-        before, self._ahead_ms = self._ahead_ms, ahead
-        return before is not None and abs(ahead - before) > _LEAP_MS + (ended - began_monotonic) * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,68 +56,18 @@ class _Candidate:
 
 
 class Healing:
-    """One queue. ``lock_value`` is what this daemon writes into the send lock; empty where it writes none."""
+    """One queue. ``lock`` is the same for the send lock, into which this daemon writes ``lock_value``, if anything."""
 
     def __init__(
         self, connections: Connections, keys: QueueKeys, lock_value: str = "", *, clock: Clock = SYSTEM_CLOCK
     ) -> None:
         self.keys = keys
-        self.lock_value = lock_value
+        self.lock = LockWatch(connections, keys, lock_value, clock)
         self._connections = connections
         self._clock = clock
         self._queue = Queue(connections, keys)
-        self._lock_ledger, self._sightings_ledger = _Ledger(clock), _Ledger(clock)
+        self._ledger = Ledger(clock)
         self._mark = f"\0cbq-exporter {secrets.token_hex(16)}"
-
-    # --- the send lock -----------------------------------------------------------------------
-
-    async def beat(self) -> None:
-        """Say that this daemon lives."""
-        if self.lock_value:
-            arguments = [self.lock_value, _ms(_BEATS_KEPT), _MOST_DAEMONS]
-            await self._connections.run_named("beat", [self.keys.daemons], arguments)
-
-    async def look_at_lock(self, *, forget_after: float = 60.0) -> LockLook | None:
-        """What the lock is now and since when; None where it is free. Remembers the first sight of it.
-
-        Where nobody looks for ``forget_after`` seconds, the next look is the first.
-        """
-        began = self._clock.monotonic()
-        answer = await self._look_at_lock(forget_after, anew=False)
-        if answer and self._lock_ledger.has_leapt(answer[5], began):
-            answer = await self._look_at_lock(forget_after, anew=True)
-        if not answer:
-            return None
-        value, ttl_ms, first_ms, untouched_ms, beat_ms, now_ms = answer
-        return LockLook(
-            value=value,
-            ttl=None if ttl_ms < 0 else ttl_ms / 1000,
-            first_seen_at=first_ms / 1000,
-            untouched_since=untouched_ms / 1000,
-            beat_at=None if beat_ms < 0 else beat_ms / 1000,
-            now=now_ms / 1000,
-        )
-
-    async def _look_at_lock(self, forget_after: float, *, anew: bool) -> list[Any]:
-        k = self.keys
-        arguments = [_ms(forget_after), int(anew)]
-        answer: list[Any] = await self._connections.run_named("lock_look", [k.lock, k.lock_seen, k.daemons], arguments)
-        return answer
-
-    async def release_lock(self, look: LockLook, *, even_if_touched: bool = False) -> bool:
-        """Delete the lock where it still is what was looked at, and say whether it was.
-
-        Not where it was prolonged since, got or lost its expiry, or where its holder gave a sign of life; with
-        ``even_if_touched`` its value alone counts.
-        """
-        k = self.keys
-        was: list[str | int] = ["", ""]
-        if not even_if_touched:
-            was = [-1 if seconds is None else _ms(seconds) for seconds in (look.ttl, look.beat_at)]
-        released = await self._connections.run_named(
-            "lock_release", [k.lock, k.lock_seen, k.daemons], [look.value, *was]
-        )
-        return bool(released == 1)
 
     # --- looking at processing ---------------------------------------------------------------
 
@@ -158,7 +92,7 @@ class Healing:
         look = ProcessingLook(at=now_ms / 1000)
         if next_over and float(next_over[1]) <= now_ms:
             look = replace(look, leases_over=await self._count(k.leases, now_ms))
-        if self._sightings_ledger.has_leapt(now_ms, began) and seen:
+        if self._ledger.has_leapt(now_ms, began) and seen:
             await self._connections.run_named("sight_anew", [k.sightings], [])
             look = replace(look, begun_anew=True)
         if returned:

@@ -91,7 +91,7 @@ async def _undo(at: Hands) -> int | None:
 
 def _release(at: Hands, *, by_a_person: bool) -> Coroutine[Any, Any, bool]:
     assert at.lock is not None
-    return at.healing.release_lock(at.lock, even_if_touched=by_a_person)
+    return at.healing.lock.release(at.lock, even_if_touched=by_a_person)
 
 
 OPERATIONS: dict[str, Work] = {
@@ -199,7 +199,7 @@ class Stage:
 
     def leave_lock_behind(self) -> None:
         self.driven.redis.set(self.driven.keys.lock, THEIRS)
-        self._lock = self.driven.do(self._healing.look_at_lock())
+        self._lock = self.driven.do(self._healing.lock.look())
 
     def through(self, url: str, work: Work) -> Any:
         """Run ``work`` on a connection of its own."""

@@ -113,7 +113,7 @@ class Stage:
         return found
 
     def lock_is_old(self) -> None:
-        self.do(self.desk.store.healing[QUEUE].look_at_lock())
+        self.do(self.desk.store.healing[QUEUE].lock.look())
         self.redis.hset(self.keys.lock_seen, mapping={"first_ms": 1, "untouched_ms": 1})
 
     # --- what is done ------------------------------------------------------------------------

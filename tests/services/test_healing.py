@@ -19,7 +19,7 @@ from cbq_exporter.policy.stuck import StuckRule
 from cbq_exporter.services.audit import Audit
 from cbq_exporter.services.lock_keeper import LockKeeper
 from cbq_exporter.services.recoverer import Recoverer
-from cbq_exporter.store.healing import Healing
+from cbq_exporter.store.lock_watch import LockWatch
 from cbq_exporter.store.opening import Store, open_store
 from tests.support.servers import Server
 
@@ -43,7 +43,7 @@ class Part:
         self.audit = Audit(store)
         self.lock_keeper = LockKeeper(
             NAME,
-            self.healing,
+            self.healing.lock,
             self.instruments,
             self.audit,
             rule=LockRule(no_ttl_after=60, max_ttl=600, dead_after=15),
@@ -100,13 +100,13 @@ def test_a_lock_that_changes_in_the_last_moment_is_left_and_counted(
     server: Server, command: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(part: Part) -> None:
-        release = part.healing.release_lock
+        release = part.healing.lock.release
 
         async def change_first(look: LockLook) -> bool:
             part.redis.execute_command(command[0], part.keys.lock, *command[1:])
             return await release(look)
 
-        monkeypatch.setattr(Healing, "release_lock", lambda self, look: change_first(look))
+        monkeypatch.setattr(LockWatch, "release", lambda self, look: change_first(look))
         part.redis.set(part.keys.lock, THEIRS)
         await part.lock_keeper.run_once()
         part.lock_was_seen_long_ago()

@@ -163,7 +163,7 @@ def test_reset_does_not_pull_a_queue_from_under_a_foreign_worker(desk: Operating
 
 def test_reset_goes_beside_a_daemon_whose_claims_are_fenced(desk: Operating) -> None:
     stick(desk, 1)
-    desk.do(desk.healing.beat())
+    desk.do(desk.healing.lock.beat())
     desk.do(desk.queue.keep_lock(30))
     assert desk.carry_out(Reset(QUEUE)).undo is not None
 

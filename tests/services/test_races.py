@@ -111,7 +111,7 @@ class Scene:
 
     def we_hold(self, *payloads: bytes) -> tuple[Claimed, ...]:
         """Claimed by the daemon, which has the lock."""
-        self.do(self.healing.beat())
+        self.do(self.healing.lock.beat())
         assert self.do(self.queue.keep_lock(30.0)).ours
         self.redis.rpush(self.keys.pending, *payloads)
         claim = self.do(self.queue.claim(count=100, max_bytes=1 << 30, lease=60.0, lock_ttl=30.0))
@@ -257,7 +257,7 @@ def keeper(scene: Scene, lock_value: str = "") -> Runs:
         desk = Desk(scene, gate.connections(scene.connections), lock_value)
         service = LockKeeper(
             QUEUE,
-            desk.healing,
+            desk.healing.lock,
             scene.instruments,
             desk.audit,
             rule=LOCK_RULE,
@@ -409,7 +409,7 @@ class LockWatch:
 def test_the_keepers_release_only_what_cannot_free_itself(each_scene: Scene, holder: str) -> None:
     scene = each_scene
     scene.redis.set(LOCK, STALE)
-    scene.do(scene.healing.look_at_lock())
+    scene.do(scene.healing.lock.look())
     scene.redis.hset(scene.keys.lock_seen, "untouched_ms", 1)
     scene.begins()
     watch = LockWatch(scene, ("one", "two"))
@@ -434,7 +434,7 @@ def test_the_keepers_release_only_what_cannot_free_itself(each_scene: Scene, hol
 def test_a_lock_that_expires_by_itself_is_never_released(each_scene: Scene) -> None:
     scene = each_scene
     scene.redis.set(LOCK, STALE, ex=30)
-    scene.do(scene.healing.look_at_lock())
+    scene.do(scene.healing.lock.look())
     scene.redis.hset(scene.keys.lock_seen, "untouched_ms", 1)
     scene.begins()
     watch = LockWatch(scene, ("keeper",))
@@ -451,7 +451,7 @@ def test_a_daemon_that_gives_a_sign_of_life_keeps_its_lock(each_scene: Scene, si
     scene = each_scene
     scene.redis.set(LOCK, DAEMON, ex=10)
     scene.redis.zadd(scene.keys.daemons, {DAEMON: scene.do(scene.queue.store_now_ms()) - 600_000})
-    scene.do(scene.healing.look_at_lock())
+    scene.do(scene.healing.lock.look())
     scene.redis.hset(scene.keys.lock_seen, "untouched_ms", 1)
     scene.begins()
     alive: list[Step] = []
@@ -469,7 +469,7 @@ def test_a_daemon_that_gives_a_sign_of_life_keeps_its_lock(each_scene: Scene, si
     async def daemon(gate: Gate) -> None:
         desk = Desk(scene, gate.connections(scene.connections), DAEMON)
         if sign != "keep_lock":
-            await desk.healing.beat()
+            await desk.healing.lock.beat()
         if sign != "beat":
             await desk.queue.keep_lock(30.0)
 

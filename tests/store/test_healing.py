@@ -51,7 +51,7 @@ class Driven(DrivenQueue):
         return self.do(self.healing.recover_stuck(AGE, max_recoveries))
 
     def look_at_lock(self) -> LockLook:
-        look = self.do(self.healing.look_at_lock())
+        look = self.do(self.healing.lock.look())
         assert look is not None
         return look
 
@@ -78,7 +78,7 @@ def q(each_server: Server) -> Iterator[Driven]:
 
 
 def test_the_first_sight_of_a_lock_is_kept_by_its_value(q: Driven, each_server: Server) -> None:
-    assert q.do(q.healing.look_at_lock()) is None
+    assert q.do(q.healing.lock.look()) is None
     q.redis.set(q.keys.lock, THEIRS)
     first = q.look_at_lock()
     assert (first.value, first.ttl, first.beat_at) == (THEIRS.encode(), None, None)
@@ -91,7 +91,7 @@ def test_the_first_sight_of_a_lock_is_kept_by_its_value(q: Driven, each_server: 
     other = q.look_at_lock()
     assert other.first_seen_at == other.now
     q.redis.delete(q.keys.lock)
-    assert q.do(q.healing.look_at_lock()) is None
+    assert q.do(q.healing.lock.look()) is None
     assert not q.redis.exists(q.keys.lock_seen)
 
 
@@ -120,7 +120,7 @@ def test_only_the_lock_that_was_looked_at_is_released(q: Driven) -> None:
         q.redis.set(q.keys.lock, FAMILY, ex=30)
         look = q.look_at_lock()
         q.redis.execute_command(*command)
-        return q.do(q.healing.release_lock(look))
+        return q.do(q.healing.lock.release(look))
 
     assert after("PING")
     assert not q.redis.exists(q.keys.lock)
@@ -133,13 +133,13 @@ def test_only_the_lock_that_was_looked_at_is_released(q: Driven) -> None:
     q.redis.set(q.keys.lock, THEIRS)
     look = q.look_at_lock()
     q.redis.expire(q.keys.lock, 1000)
-    assert not q.do(q.healing.release_lock(look)), "it can free itself now"
-    assert q.do(q.healing.release_lock(look, even_if_touched=True))
+    assert not q.do(q.healing.lock.release(look)), "it can free itself now"
+    assert q.do(q.healing.lock.release(look, even_if_touched=True))
 
 
 def test_a_heartbeat_is_seen_with_the_lock_of_its_daemon_and_old_ones_go(q: Driven) -> None:
     q.redis.zadd(q.keys.daemons, {"cbq-exporter_1_long_gone": 1000})
-    q.do(q.healing.beat())
+    q.do(q.healing.lock.beat())
     q.redis.set(q.keys.lock, FAMILY, ex=30)
     look = q.look_at_lock()
     assert look.beat_at is not None
@@ -220,7 +220,7 @@ def test_a_leap_of_the_stores_clock_makes_nothing_old(q: Driven) -> None:
     q.redis.set(q.keys.lock, THEIRS)
 
     def looks() -> tuple[ProcessingLook, LockLook]:
-        lock = q.do(healing.look_at_lock())
+        lock = q.do(healing.lock.look())
         assert lock is not None
         return q.do(healing.look_at_processing(AGE)), lock
 
@@ -454,7 +454,7 @@ def test_a_full_memory_does_not_stop_it(q: Driven) -> None:
     try:
         assert q.look().new == 1
         assert q.recover() == Recovery(returned=10)
-        q.do(q.healing.beat())
-        assert q.do(q.healing.release_lock(q.look_at_lock()))
+        q.do(q.healing.lock.beat())
+        assert q.do(q.healing.lock.release(q.look_at_lock()))
     finally:
         q.redis.config_set("maxmemory", 0)

@@ -40,7 +40,7 @@ async def execute(parts: Parts, operation: Unlock, plan: Plan, order: Order) -> 
     now = None if operation.force else (await parts.inspection.contents()).lock
     # Whoever agreed to free one that does not expire soon has not agreed to free one that does.
     heals_itself = now is not None and is_healthy(now, parts.config.lock.stale.max_ttl)
-    if heals_itself or not await parts.healing.release_lock(lock, even_if_touched=operation.force):
+    if heals_itself or not await parts.healing.lock.release(lock, even_if_touched=operation.force):
         raise PreconditionChanged(
             f"nothing was changed: the lock is not as it was planned (held by {lock.shown}); look again with status"
         )

@@ -137,7 +137,7 @@ class Daemon:
         self.queue = Queue(connections, KEYS, lock_value=self.value)
         self.healing = Healing(connections, KEYS, self.value, clock=self.clock)
         self.keeper = LockKeeper(
-            QUEUE, self.healing, INSTRUMENTS, audit, rule=LOCK_RULE, auto=True, forget_after=FORGET_AFTER
+            QUEUE, self.healing.lock, INSTRUMENTS, audit, rule=LOCK_RULE, auto=True, forget_after=FORGET_AFTER
         )
         self.lock_ledger, self.sightings_ledger = Ledger(), Ledger()
 
