@@ -9,7 +9,7 @@ from pathlib import Path
 from cbq_exporter.cli import reference as commands
 from cbq_exporter.config import example, reference, schema
 from cbq_exporter.metrics import page
-from cbq_exporter.store import page as keys
+from cbq_exporter.store import keys_page as keys
 from cbq_exporter.web import openapi
 from monitoring import dashboards
 from monitoring import write as rule_files

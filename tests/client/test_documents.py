@@ -17,7 +17,7 @@ import pytest
 from cbq_exporter import item
 from cbq_exporter.client import CallbackQueue
 from cbq_exporter.delivery.url import parse
-from cbq_exporter.store.page import described
+from cbq_exporter.store.keys_page import described
 from tests.generated import ROOT
 from tests.support.servers import Server
 from tests.support.skips import skip_or_fail
