@@ -12,11 +12,17 @@ from cbq_exporter.errors import ConfigError
 
 @click.command("check-config")
 @options.config
+@click.option("--schema", is_flag=True, help="Print the JSON schema of the file, for editors; check nothing.")
 @options.output
 @options.debug
-def check_config(config_path: Path | None, as_json: bool) -> int:
+def check_config(config_path: Path | None, schema: bool, as_json: bool) -> int:
     """Check a configuration, and list everything that is wrong with it. The web config, templates and secrets that it
     names are checked too."""
+    if schema:
+        from cbq_exporter.config.schema import schema as schema_of_file
+
+        click.echo(schema_of_file(), nl=False)
+        return 0
     from cbq_exporter.config import load
     from cbq_exporter.config import warnings as warnings_of
     from cbq_exporter.delivery.proxying import proxy_of

@@ -23,8 +23,14 @@ _BARE = re.compile(
 )
 _WORDS_OF_YAML = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 
-_HEAD = f"""\
-# yaml-language-server: $schema={schema.PATH}
+# The first line of the shipped file. Whoever has only the program has no docs beside it.
+_WITH_SCHEMA = f"# yaml-language-server: $schema={schema.PATH}"
+_WITHOUT_SCHEMA = """\
+# For an editor to check and complete this file, write its schema beside it, and as its first line the second of these:
+#   cbq-exporter check-config --schema > config.schema.json
+#   # yaml-language-server: $schema=config.schema.json"""
+
+_HEAD = """\
 #
 # The configuration of cbq-exporter: every key, with its default. A key that is left out has the same default.
 # Durations are written like 500ms, 1.5s, 5m, 24h or 30d, sizes like 64KiB or 16MiB.
@@ -49,9 +55,11 @@ _WRITTEN: _Said = {
 
 
 def example(answers: Mapping[str, Any] | None = None) -> str:
-    """``answers`` take the place of what the shipped file says, by path, such as ``queues[].mode``."""
+    """The shipped file; or one for somebody whose ``answers`` take the place of what that says, by path, such as
+    ``queues[].mode``.
+    """
     said = {**_WRITTEN, **{path: (value, "") for path, value in (answers or {}).items()}}
-    lines = [_HEAD]
+    lines = [f"{_WITH_SCHEMA if answers is None else _WITHOUT_SCHEMA}\n{_HEAD}"]
     for line in _section(Config, "", 0, said):
         if line or lines[-1]:
             lines.append(line)

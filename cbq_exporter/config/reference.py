@@ -25,7 +25,8 @@ need not stand in a file. A variable that is empty counts as not set.
 what is allowed. Neither the Redis URL nor the value of a header is ever shown. Unknown keys are errors.
 
 [`config.yaml`](../config.yaml) is an example with every key. Editors check and complete it with
-[`{schema.PATH}`](../{schema.PATH}): keep its first line, with a path or URL that reaches the schema.
+[`{schema.PATH}`](../{schema.PATH}), which `cbq-exporter check-config --schema` prints: let the
+first line name it, with a path or URL that reaches it.
 
 The file is read as YAML 1.2 without aliases and tags, up to 1 MiB: `yes` and `on` are texts, not `true`, and a key
 given twice is an error. Relative paths are relative to the current directory.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ from click.testing import CliRunner, Result
 
 from cbq_exporter.cli import init as command
 from cbq_exporter.cli.main import app
-from cbq_exporter.config import load
+from cbq_exporter.config import load, schema
 from tests.support.servers import Server
 from tests.support.terminal import Terminal
 
+ROOT = Path(__file__).parents[2]
 SECRET = "redis://:pa55word@127.0.0.1:6379/1"
 
 
@@ -174,3 +176,18 @@ def test_without_a_terminal_it_says_how_to_go_on(tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1] == (
         "cbq-exporter: there is no terminal to ask on; say it with options, or add --yes"
     )
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_an_editor_finds_the_schema_as_the_file_says(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    init(file, "--yes")
+    text = file.read_text()
+    modeline = re.compile(r"^#\s+yaml-language-server\s*:\s*\$schema=(\S+)", re.MULTILINE)  # as editors look for it
+    assert not modeline.search(text), "it would name what is not there"
+    command, target, line = re.findall(r"^#   cbq-exporter (.*) > (.*)\n#   (.*)", text, re.MULTILINE)[0]
+    printed = CliRunner().invoke(app, command.split())
+    assert (printed.exit_code, printed.stdout) == (0, (ROOT / schema.PATH).read_text())
+    found = modeline.match(line)
+    assert found is not None
+    assert found[1] == target
