@@ -3,7 +3,7 @@
 Durations are seconds, sizes are bytes.
 """
 
-from __future__ import annotations
+# Without "from __future__ import annotations": pydantic would compile each annotation from its text, at each start.
 
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path

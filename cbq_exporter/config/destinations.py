@@ -12,7 +12,6 @@ from pathlib import Path
 
 from cbq_exporter.config.delivery import DestinationConfig, TlsConfig
 from cbq_exporter.config.kinds import write_duration
-from cbq_exporter.config.matching import Match
 from cbq_exporter.config.models import Config
 from cbq_exporter.config.places import Finding, Place, shown
 from cbq_exporter.model import Mode
@@ -104,6 +103,8 @@ def _reason(error: OSError) -> str:
 
 def warn_unreachable(config: Config) -> Iterator[Finding]:
     """A destination whose `match` an earlier one covers: it never counts."""
+    from cbq_exporter.config.matching import Match  # only where it is asked for: commands are to be quick
+
     matches = [Match.read(entry.match) for entry in config.destinations]
     for position, match in enumerate(matches):
         for earlier in range(position):

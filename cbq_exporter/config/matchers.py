@@ -8,9 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cbq_exporter.config.kinds import Kind, Wrong
-from cbq_exporter.config.patterns import BadPattern, Pattern
+
+if TYPE_CHECKING:
+    from cbq_exporter.config.patterns import Pattern
 
 _LABEL = r"[A-Za-z_][A-Za-z0-9_]{0,99}"
 _LONGEST = 500  # characters of a value or a pattern
@@ -33,6 +36,8 @@ class Matcher:
     def __post_init__(self) -> None:
         pattern = None
         if self.operator.endswith("~"):
+            from cbq_exporter.config.patterns import BadPattern, Pattern  # only where one is written
+
             try:
                 pattern = Pattern(self.value)
             except BadPattern as error:

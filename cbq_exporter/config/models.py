@@ -3,7 +3,7 @@
 Durations are seconds, sizes are bytes. Rules that concern more than one field stand in ``rules``.
 """
 
-from __future__ import annotations
+# Without "from __future__ import annotations": pydantic would compile each annotation from its text, at each start.
 
 from pathlib import Path
 from typing import Annotated, Literal
