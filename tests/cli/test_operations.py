@@ -90,7 +90,7 @@ def test_recover(cli: Cli) -> None:
         0,
         [
             "callbacks holds 3 processing",
-            "nothing in processing is to be recovered: seen there for 10m00s or under a lease that ran out",
+            "nothing in processing was seen there for 10m00s or under a lease that ran out",
             "how long is known from when a daemon first saw it; without an age, all that no lease holds",
             "there is nothing to do",
         ],
@@ -100,6 +100,8 @@ def test_recover(cli: Cli) -> None:
         ["callbacks holds 3 processing", everything, MAY_SEND_TWICE, "recovered 3 callbacks"],
     )
     assert cli.pending() == stuck
+    code, lines = says(cli, "recover", "--yes")
+    assert (code, lines[1:]) == (0, ["processing is empty", "there is nothing to do"])
     code, lines = says(cli, "recover", "--all", "--older-than", "1m")
     assert (code, lines) == (2, ["cbq-exporter: say --all or --older-than, not both"])
 

@@ -18,7 +18,7 @@ from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.permissions import Missing, commands_of_scripts
 from tests.support.queues import OURS, DrivenQueue, callback
-from tests.support.servers import Server
+from tests.support.servers import Server, major_version
 
 KEYS = QueueKeys.of("callback_queue")
 NOW = 1_764_000_000.0
@@ -128,6 +128,11 @@ def test_one_thing_is_wrong(seen: Examination, severity: str, check: str, found:
     assert finding.todo
 
 
+def test_what_is_to_be_done_about_a_pause_can_be_typed_as_it_stands() -> None:
+    (finding,) = _bad(replace(HEALTHY, paused=("a.example",)))
+    assert finding.todo.endswith("cbq-exporter resume -q callbacks --destination a.example")
+
+
 @pytest.mark.parametrize(
     ("seen", "check", "found"),
     [
@@ -197,7 +202,7 @@ def test_an_empty_store(each_server: Server) -> None:
     assert seen.error is None
     assert seen.refused == ()
     assert seen.foreign == {}
-    assert seen.missing == Missing()
+    assert seen.missing == (Missing() if major_version(each_server.kind) >= 7 else None)
     assert seen.lock_is_free
     assert (seen.appendfsync, seen.snapshots, seen.info["aof_enabled"]) == ("everysec", "", "0")
     assert set(seen.lengths.values()) == {0}
@@ -274,6 +279,9 @@ def test_what_a_user_of_few_permissions_lacks(each_server: Server) -> None:
 
     try:
         all_but_one = ("+@all", "-@dangerous", "+info", "~callback_queue:*")
+        if major_version(each_server.kind) < 7:  # it does not tell
+            assert found(Mode.DISPATCH, *all_but_one, "-lrem").missing is None
+            return
         assert found(Mode.DISPATCH, *all_but_one).missing == Missing()
         assert found(Mode.DISPATCH, *all_but_one, "-lrem", "-blmove").missing == Missing(("LREM", "BLMOVE"))
         assert found(Mode.SUPERVISE, *all_but_one, "-blmove").missing == Missing()

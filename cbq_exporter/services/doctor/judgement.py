@@ -382,7 +382,7 @@ def _paused(seen: Examination, queue: str) -> Iterator[Finding]:
         yield warning(
             "paused",
             f"nothing is sent to {_some(places)}",
-            f"let it go on with: cbq-exporter resume -q {queue} --destination NAME",
+            f"let it go on with: cbq-exporter resume -q {queue} --destination {places[0]}",
         )
 
 

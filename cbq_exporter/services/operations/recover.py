@@ -11,12 +11,17 @@ async def plan(parts: Parts, operation: Recover) -> Plan:
     contents = await parts.inspection.contents()
     count = await _count(parts, operation)
     summary = [f"{parts.config.name} holds {by_state(contents.counts)}"]
-    which = _which(parts, operation)
+    by_age = _by_age(parts, operation)
     if count:
+        which = by_age or "all that no live lease of a daemon holds"
         summary.append(f"put {callbacks(count)} of processing back to the head of pending: {which}")
+    elif not contents.counts["processing"]:
+        summary.append("processing is empty")
+    elif by_age is None:
+        summary.append("live leases of a daemon hold all of processing: it is being sent")
     else:
-        summary.append(f"nothing in processing is to be recovered: {which}")
-        if operation.older_than is not None and contents.counts["processing"]:
+        summary.append(f"nothing in processing was {by_age}")
+        if operation.older_than is not None:
             # The age of what lies there is nowhere in it: where nobody looked, nothing is ever old.
             summary.append("how long is known from when a daemon first saw it; without an age, all that no lease holds")
     if count and not operation.only_known_stuck:
@@ -49,13 +54,15 @@ async def execute(parts: Parts, operation: Recover, plan: Plan, order: Order) ->
 
 
 async def _count(parts: Parts, operation: Recover) -> int:
-    older_than = parts.config.recovery.stuck_after if operation.only_known_stuck else operation.older_than
-    return await parts.healing.count_recoverable(older_than)
+    return await parts.healing.count_recoverable(_older_than(parts, operation))
 
 
-def _which(parts: Parts, operation: Recover) -> str:
-    if operation.only_known_stuck:
-        return f"seen there for {age(parts.config.recovery.stuck_after)} or under a lease that ran out"
-    if operation.older_than is not None:
-        return f"seen there for {age(operation.older_than)} or under a lease that ran out"
-    return "all that no live lease of a daemon holds"
+def _older_than(parts: Parts, operation: Recover) -> float | None:
+    """In seconds; None where any age will do."""
+    return parts.config.recovery.stuck_after if operation.only_known_stuck else operation.older_than
+
+
+def _by_age(parts: Parts, operation: Recover) -> str | None:
+    """Which are meant, in words; None where any age will do."""
+    older_than = _older_than(parts, operation)
+    return None if older_than is None else f"seen there for {age(older_than)} or under a lease that ran out"
