@@ -45,8 +45,8 @@ def _complete(context: click.Context, parameter: click.Parameter, begun: str) ->
 @options.output
 @options.debug
 def explain(topic: str | None, as_json: bool) -> int:
-    """Explain a metric, an alert, a reason, a key of the configuration, or any other word that the program prints;
-    or show a page of the documentation.
+    """Explain a metric, an alert, a reason, a key of the configuration or of Redis, or any other word that the program
+    prints; or show a page of the documentation.
 
     \b
     cbq-exporter explain cbq_stuck_callbacks
@@ -61,7 +61,8 @@ def explain(topic: str | None, as_json: bool) -> int:
         _list(as_json)
         return 0
     # Redis writes its words in capitals, and messages quote them: (OOM command not allowed …).
-    found = _find(topic.strip()) or _find(topic.strip().lower())
+    name = topic.strip()
+    found = _find(name) or _find(name.lower()) or list(_documents(f"{name}.md"))
     if not found:
         raise UsageError(f"nothing is known about {output.text(topic)!r}{_meant(topic)}")
     if as_json:
@@ -91,7 +92,8 @@ def _render(one: Explanation) -> str:
 
 # --- what there is -------------------------------------------------------------------------------
 
-_METRIC, _ALERT, _KEY, _PAGE = "metric", "alert", "key of the configuration", "page of the documentation"
+_METRIC, _ALERT, _PAGE = "metric", "alert", "page of the documentation"
+_KEY, _STORED = "key of the configuration", "key in Redis"
 
 
 def _topics() -> Iterator[tuple[str, list[str]]]:
@@ -99,18 +101,20 @@ def _topics() -> Iterator[tuple[str, list[str]]]:
     from cbq_exporter.cli import words
     from cbq_exporter.config import outline
     from cbq_exporter.metrics import catalogue
+    from cbq_exporter.store import keys_page
 
     yield _METRIC, [one.full_name for one in catalogue.CATALOGUE]
     yield _ALERT, sorted(_runbooks())
     for one in words.SETS:
         yield one.what, list(one.meanings)
     yield _KEY, [path.replace("[]", "") for path in outline.paths()]
+    yield _STORED, [one.name for one in keys_page.described()]
     yield _PAGE, sorted(_pages())
 
 
 def _find(topic: str) -> list[Explanation]:
     """All that is called so: a word may have several meanings."""
-    return [*_metrics(topic), *_alerts(topic), *_words(topic), *_keys(topic), *_documents(topic)]
+    return [*_metrics(topic), *_alerts(topic), *_words(topic), *_keys(topic), *_stored(topic), *_documents(topic)]
 
 
 def _meant(topic: str) -> str:
@@ -175,8 +179,9 @@ def _words(topic: str) -> Iterator[Explanation]:
     from cbq_exporter.cli import words
 
     for one in words.SETS:
-        if topic in one.meanings:
-            yield Explanation(topic, one.what, f"{one.meanings[topic]}\nSeen in: {one.seen}.")
+        word = words.SAID_BY_REDIS.get(topic, topic) if one is words.REDIS else topic
+        if word in one.meanings:
+            yield Explanation(word, one.what, f"{one.meanings[word]}\nSeen in: {one.seen}.")
 
 
 def _keys(topic: str) -> Iterator[Explanation]:
@@ -197,3 +202,13 @@ def _keys(topic: str) -> Iterator[Explanation]:
         elif key.section is None:
             lines.append(f"The default is {written(key.default)}.")
         yield Explanation(plain, _KEY, "\n".join(lines))
+
+
+def _stored(topic: str) -> Iterator[Explanation]:
+    """By its name, whatever the prefix and the parts that stand in angle brackets are."""
+    from cbq_exporter.store import keys_page
+
+    for one in keys_page.described():
+        ending = re.sub("<[^>]+>", ".+", re.escape(one.name.partition(":")[2]))
+        if re.fullmatch(f".+:{ending}", topic):
+            yield Explanation(one.name, _STORED, f"{one.meaning.rstrip('.')}.\nType: {one.kind}.")

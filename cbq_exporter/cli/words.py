@@ -190,6 +190,8 @@ REDIS = Words(
         "unsupported": "It is older than Redis 6.2 or Valkey 7.2.",
     },
 )
+# How Redis begins such an error, where that is another word; messages quote it.
+SAID_BY_REDIS = {"noauth": "auth", "wrongpass": "auth", "noperm": "permission", "moved": "cluster"}
 EXIT = Words(
     "exit code",
     "every command",

@@ -88,6 +88,9 @@ def test_pages_that_the_program_refers_to_can_be_shown() -> None:
         ("stuck_after", "queues.recovery.stuck_after (key of the configuration)"),
         ("poison", "It got stuck more often than recovery.max_recoveries"),
         ("timeout", "kind of an error of Redis"),
+        ("a:b:lock", "the send lock, with a TTL"),
+        ("cb:answers:4711", "callback_queue:answers:<answer id> (key in Redis)"),
+        ("adopting", "# "),
     ],
 )
 def test_a_topic_may_be_written_as_it_is_found(topic: str, says: str) -> None:
@@ -96,7 +99,7 @@ def test_a_topic_may_be_written_as_it_is_found(topic: str, says: str) -> None:
     assert says in result.stdout
 
 
-@pytest.mark.parametrize("word", ["OOM", "WRONGTYPE", "NOREPLICAS", "MISCONF", "READONLY"])
+@pytest.mark.parametrize("word", ["OOM", "WRONGTYPE", "NOREPLICAS", "MISCONF", "READONLY", "NOAUTH", "NOPERM"])
 def test_the_words_of_redis_as_its_errors_write_them(word: str) -> None:
     result = explain(word)
     assert (result.exit_code, result.stderr) == (0, "")
