@@ -60,12 +60,14 @@ def test_what_else_is_left_behind_goes_too(server: Server, value: str, ttl_ms: i
 
 def test_a_lock_with_a_sane_ttl_or_a_living_holder_stays(server: Server) -> None:
     server.client.set(LOCK, THEIRS, ex=50)
-    with Daemon(server.url, queue(QUICK, mode="supervise")) as daemon:
+    # Shorter than the holder is watched, and longer than a busy machine lets it wait between two signs of life.
+    patient = {"stale": {"no_ttl_after": "2500ms", "max_ttl": "60s"}}
+    with Daemon(server.url, queue(QUICK, mode="supervise", lock=patient)) as daemon:
         runs = "cbq_task_runs_total"
         until(lambda: (daemon.metrics().get(runs, task="check-lock:callbacks") or 0) > 15)
         assert server.client.get(LOCK) == THEIRS.encode()
         # Prolonged beyond the maximum, again and again: its holder lives.
-        for _ in range(15):
+        for _ in range(20):
             server.client.set(LOCK, THEIRS, ex=3600)
             time.sleep(0.1)  # the holder's pace
             server.client.expire(LOCK, 3700)

@@ -31,7 +31,8 @@ class Watch:
     """Every command that reaches the server while inside, those of scripts included; complete once it has ended."""
 
     def __init__(self, server: Server) -> None:
-        self._client: Any = redis.Redis(unix_socket_path=str(server.socket))
+        # However long nothing is said: on a busy machine a daemon takes its time to start.
+        self._client: Any = redis.Redis(unix_socket_path=str(server.socket), socket_timeout=None)
         self._sender: Any = server.client
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._listening = threading.Event()

@@ -84,10 +84,13 @@ def test_a_stop_while_a_backlog_is_drained_leaves_nothing_claimed(server: Server
             assert found["pending"] > 0
             assert (found["processing"], found["leases"]) == (0, 0), (stop, found)
             assert client.get(f"{PREFIX}:lock") is None
+            left, sent = kept(client), {number_of(body) for body in receiver.accepted}
+            assert left == Counter(payload for n, payload in enumerate(payloads) if n not in sent)
+            # In their order: none was left behind or overtaken. (Where the machine is so busy that the receiver keeps
+            # callbacks waiting for a second, some are put aside, and others pass.)
             waiting = client.lrange(f"{PREFIX}:pending", 0, -1)
-            assert waiting == payloads[-len(waiting) :]  # in their order: none was left behind or overtaken
+            assert found["retry"] or waiting == payloads[-len(waiting) :]
         assert set(receiver.accepted.values()) == {1}
-        assert len(receiver.accepted) + found["pending"] == len(payloads)
 
 
 def _has_grown(receiver: CountingReceiver, requests: int) -> bool:
