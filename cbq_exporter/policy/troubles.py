@@ -36,10 +36,9 @@ def troubles(view: QueueView, now: float) -> list[str]:
     if view.retry_overdue:
         found.append(f"{view.retry_overdue:,} {'retry' if view.retry_overdue == 1 else 'retries'} overdue")
     waiting = view.oldest_at.get(State.PENDING)
-    if view.mode is Mode.DISPATCH and waiting is not None and now - waiting > _WAITS_TOO_LONG:
-        found.append(
-            "nobody sends: is the daemon running?" if view.lock is None else "callbacks wait for more than a minute"
-        )
+    if waiting is not None and now - waiting > _WAITS_TOO_LONG:
+        nobody = view.mode is Mode.DISPATCH and view.lock is None
+        found.append("nobody sends: is the daemon running?" if nobody else "callbacks wait for more than a minute")
     return found
 
 

@@ -21,6 +21,7 @@ from cbq_exporter.store.keys import QueueKeys
 _GRACE_MS = 1000  # a retry is overdue when it was due longer ago than this
 _CLOCKS_DIFFER_MS = 500  # more than this, and what is counted by time is counted again
 _MEMORY_SAMPLES = 20  # elements of each key whose memory is measured; the rest is taken to be like them
+_FOREIGN = "it holds another type: rename or delete it, or choose another prefix"  # the key is named before it
 
 Command = tuple[str | int, ...]
 
@@ -170,7 +171,8 @@ class Reader:
     def _view(self, source: Source, answers: Sequence[Any], now_ms: float) -> QueueView:
         for answer, (_, key, *_) in zip(answers, _commands(source, 0), strict=True):
             if isinstance(answer, StoreError):
-                return QueueView(source.name, source.mode, error=f"{key}: {answer}")
+                said = _FOREIGN if answer.kind == "wrongtype" else answer
+                return QueueView(source.name, source.mode, error=f"{key}: {said}")
         (
             pending,
             first_pending,
