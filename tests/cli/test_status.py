@@ -138,7 +138,7 @@ def test_one_queue_that_cannot_be_read_does_not_hide_the_others(cli: Cli) -> Non
     result = cli("status")
     assert result.exit_code == 1
     assert "callbacks  dispatch        -           -      -     -" in result.stdout
-    assert "callbacks  -     q:pending: Redis at " in result.stdout
+    assert "callbacks  -     q:pending: it holds another type: rename or delete it, or " in result.stdout
     assert "invoices   observe         0           0      0     0" in result.stdout
 
 
