@@ -49,6 +49,8 @@ def shown_value(value: object, place: Place) -> str:
         return "a list"
     if value is None:
         return "null"
+    if not place:
+        return "a single value"  # all of a file that is none of ours: it may hold a secret and be meant for another key
     if is_secret(place) or (isinstance(value, str) and "://" in value):
         return "***"
     if isinstance(value, bool):
