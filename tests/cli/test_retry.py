@@ -122,7 +122,7 @@ def test_now_asks_what_is_meant_and_leaves_what_was_claimed_since(cli: Cli) -> N
 def test_now_ends_where_a_claim_lets_what_is_due_wait_for_its_turn_again(cli: Cli) -> None:
     """What failed before there was an order stands behind what is under way, and is put aside at each claim."""
     of_one_key = item(1)
-    _put_off(cli, [("a.example", 600.0)] * 40, of_one_key)
+    cli.put_off([("a.example", 600.0)] * 40, of_one_key)
 
     async def work(queue: Queue) -> int:
         async def claim_again_and_again() -> None:
