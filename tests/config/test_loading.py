@@ -182,7 +182,10 @@ class TestValues:
                 "queues[0].delivery.request.headers.Content-Length: found ***; is set for each request and cannot",
             ),
             ("queues: [{}]", "queues[0].name: found nothing; must be given: 1 to 64 characters out of a-z,"),
-            ("whsec_MfKQ9r8GKYqr", "top level: found a single value; must be a mapping with keys out of: redis, data_dir,"),
+            (
+                "whsec_MfKQ9r8GKYqr",
+                "top level: found a single value; must be a mapping with keys out of: redis, data_dir,",
+            ),
             ("[]", "top level: found a list; must be a mapping with keys out of: redis, data_dir,"),
             ("web: *a", "web: found an alias (*); write the value out: aliases are not allowed"),
             ("data_dir: !!str x", "data_dir: found a tag (!); leave it out, or quote the text: tags are not allowed"),

@@ -92,7 +92,10 @@ def test_the_example_of_the_documentation() -> None:
         ("tls: {}", "web.yml:1: tls: found an unknown key; known here: tls_server_config, http_server_config, "),
         ("\ntls_server_config: {certfile: x}", "web.yml:2: tls_server_config.certfile: found an unknown key; known "),
         ("http_server_config: {http3: true}", "web.yml:1: http_server_config.http3: found an unknown key; known "),
-        ("s3cret", "web.yml:1: top level: found a single value; must be a mapping with keys out of: tls_server_config, "),
+        (
+            "s3cret",
+            "web.yml:1: top level: found a single value; must be a mapping with keys out of: tls_server_config, ",
+        ),
         ("[]", "web.yml:1: top level: found a list; must be a mapping with keys out of: tls_server_config, "),
         ("tls_server_config: yes", "web.yml:1: tls_server_config: found 'yes'; must be a mapping with keys out of"),
         ("a: b: c", "web.yml:1: YAML: found "),
