@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 EXAMPLES = "redis://host:6379/0, rediss://user:password@host:6380/0 or unix:///run/redis.sock"
 
 _COMMON_OPTIONS = ("db", "username", "password", "client_name")
-_TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile")
+TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile")
 _DATABASE = re.compile(r"[0-9]{1,5}")
 
 
@@ -83,7 +83,7 @@ def _place_trouble(parts: SplitResult) -> str | None:
 
 
 def _option_trouble(parts: SplitResult) -> str | None:
-    known = _COMMON_OPTIONS + (_TLS_OPTIONS if parts.scheme == "rediss" else ())
+    known = _COMMON_OPTIONS + (TLS_OPTIONS if parts.scheme == "rediss" else ())
     options = parse_qsl(parts.query, keep_blank_values=True)
     if any(name not in known for name, _ in options):
         return f"after '?' only these options are known: {', '.join(known)}"

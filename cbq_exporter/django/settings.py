@@ -21,7 +21,6 @@ from cbq_exporter.errors import ConfigError, Problem, UsageError
 NAME = "CBQ_EXPORTER"
 
 _SCHEMES = ("redis://", "rediss://", "unix://")
-_TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile")
 _CERT_REQS: Mapping[Any, str] = {None: "none", 0: "none", 1: "optional", 2: "required"}  # by the numbers of ``ssl``
 
 
@@ -118,7 +117,7 @@ def _with_options(url: str, options: Mapping[str, Any]) -> str:
     has_database = "db" in query or (parts.scheme != "unix" and parts.path not in ("", "/"))
     if "db" in options and not has_database:
         query["db"] = str(options["db"])
-    for name in _TLS_OPTIONS:
+    for name in redis_url.TLS_OPTIONS:
         if name in options and parts.scheme == "rediss":
             query.setdefault(name, str(options[name]))
     options_text = f"?{urlencode(query, safe='/')}" if query else ""

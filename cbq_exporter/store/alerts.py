@@ -164,12 +164,9 @@ class Alerts:
         return [_admitted(float(at_ms) / 1000, text or b"") for at_ms, text in zip(found[1::2], texts, strict=True)]
 
     async def paused(self) -> AlertsPause | None:
-        note, left_ms = await self._connections.read_many(
+        note, left_ms = await self._connections.read_all(
             [("GET", self._keys.alerts_paused), ("PTTL", self._keys.alerts_paused)]
         )
-        for answer in (note, left_ms):
-            if isinstance(answer, Exception):
-                raise answer
         if note is None:
             return None
         try:
@@ -194,11 +191,7 @@ class Alerts:
 
 async def waiting(connections: Connections, keys: Sequence[QueueKeys]) -> list[int]:
     """How many alerts each queue has still to act on, in one round trip."""
-    answers = await connections.read_many([("ZCARD", k.alerts_open) for k in keys])
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
+    return await connections.read_all([("ZCARD", k.alerts_open) for k in keys])
 
 
 def _admitted(at: float, text: bytes) -> Admitted:

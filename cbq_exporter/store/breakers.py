@@ -33,10 +33,7 @@ class Breakers:
 
     async def current(self) -> Mapping[str, Breaker]:
         """By destination. Those that are closed are not among them."""
-        time, answer = await self._connections.read_many([("TIME",), ("HGETALL", self._keys.breakers)])
-        for error in (time, answer):
-            if isinstance(error, Exception):
-                raise error
+        time, answer = await self._connections.read_all([("TIME",), ("HGETALL", self._keys.breakers)])
         now_ms = int(time[0]) * 1000 + int(time[1]) / 1000
         found = {}
         for name, text in zip(answer[::2], answer[1::2], strict=True):

@@ -179,6 +179,14 @@ class Connections:
                 answers[number] = error
         return answers
 
+    async def read_all(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """As ``read_many``, for whoever needs every answer: raises the first refusal."""
+        answers = await self.read_many(commands)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
     async def wait(self, seconds: float, *command: Any) -> Any:
         """A command that blocks on the server for up to ``seconds``."""
         deadline = seconds + MUTATION_TIMEOUT

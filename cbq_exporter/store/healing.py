@@ -14,7 +14,7 @@ import secrets
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.model import ProcessingLook, Recovery
@@ -79,13 +79,15 @@ class Healing:
         """
         k = self.keys
         began = self._clock.monotonic()
-        answers = await self._read_many(
-            ("TIME",),
-            ("ZRANGE", k.leases, 0, 0, "WITHSCORES"),
-            ("EXISTS", k.sightings),
-            ("HLEN", k.returned),
-            ("LLEN", k.processing),
-            ("ZCARD", k.leases),
+        answers = await self._connections.read_all(
+            [
+                ("TIME",),
+                ("ZRANGE", k.leases, 0, 0, "WITHSCORES"),
+                ("EXISTS", k.sightings),
+                ("HLEN", k.returned),
+                ("LLEN", k.processing),
+                ("ZCARD", k.leases),
+            ]
         )
         time, next_over, seen, returned, length, leases = answers
         now_ms = _time_ms(time)
@@ -212,7 +214,8 @@ class Healing:
             now_ms = await self._queue.store_now_ms()
             return await self._count(k.leases, now_ms) + await self._count(k.sightings, now_ms - _ms(older_than))
         now_ms = await self._queue.store_now_ms()
-        length, live = await self._read_many(("LLEN", k.processing), ("ZCOUNT", k.leases, f"({now_ms}", "+inf"))
+        commands = [("LLEN", k.processing), ("ZCOUNT", k.leases, f"({now_ms}", "+inf")]
+        length, live = await self._connections.read_all(commands)
         return max(0, int(length) - int(live))
 
     async def _seen(self, age: float) -> _Wanted:
@@ -315,7 +318,8 @@ class Healing:
                 size = max(1, min(_PAGE_ITEMS, _PAGE_BYTES // mean, size * 4))
 
     async def _fence_and_leased(self) -> tuple[bytes, Counter[bytes]]:
-        fence, leases = await self._read_many(("GET", self.keys.fence), ("ZRANGE", self.keys.leases, 0, -1))
+        commands = [("GET", self.keys.fence), ("ZRANGE", self.keys.leases, 0, -1)]
+        fence, leases = await self._connections.read_all(commands)
         return fence or b"", _count_leased(leases)
 
     async def _leased(self) -> Counter[bytes]:
@@ -323,13 +327,6 @@ class Healing:
 
     async def _count(self, key: str, until_ms: int) -> int:
         return int(await self._connections.read("ZCOUNT", key, "-inf", until_ms))
-
-    async def _read_many(self, *commands: tuple[str | int, ...]) -> list[Any]:
-        answers = await self._connections.read_many(commands)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return answers
 
 
 def _beyond(before: int, progress: Callable[[int], None]) -> Callable[[int], None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cbq_exporter.model import LockLook, State
 from cbq_exporter.store.connections import Connections
@@ -36,32 +35,27 @@ class Inspection:
     async def contents(self) -> Contents:
         """In one round trip, and a second one where the lock is held."""
         k = self._keys
-        time, pending, processing, retry, dead, leases, stats, value, ttl_ms, seen = await self._read(
-            ("TIME",),
-            ("LLEN", k.pending),
-            ("LLEN", k.processing),
-            ("ZCARD", k.retry),
-            ("ZCARD", k.dead),
-            ("ZCARD", k.leases),
-            ("EXISTS", k.stats_queued, k.stats_sent, k.stats_failed),
-            ("GET", k.lock),
-            ("PTTL", k.lock),
-            ("HGETALL", k.lock_seen),
+        time, pending, processing, retry, dead, leases, stats, value, ttl_ms, seen = await self._connections.read_all(
+            [
+                ("TIME",),
+                ("LLEN", k.pending),
+                ("LLEN", k.processing),
+                ("ZCARD", k.retry),
+                ("ZCARD", k.dead),
+                ("ZCARD", k.leases),
+                ("EXISTS", k.stats_queued, k.stats_sent, k.stats_failed),
+                ("GET", k.lock),
+                ("PTTL", k.lock),
+                ("HGETALL", k.lock_seen),
+            ]
         )
         now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
         lock = None
         if value is not None and ttl_ms != -2:
-            (beat,) = await self._read(("ZSCORE", k.daemons, value))
+            beat = await self._connections.read("ZSCORE", k.daemons, value)
             lock = _lock(value, ttl_ms, dict(zip(seen[::2], seen[1::2], strict=True)), beat, now_ms)
         counts = {State.PENDING: pending, State.PROCESSING: processing, State.RETRY: retry, State.DEAD: dead}
         return Contents(now_ms, {str(state): count for state, count in counts.items()}, leases, bool(stats), lock)
-
-    async def _read(self, *commands: tuple[str | bytes, ...]) -> list[Any]:
-        answers = await self._connections.read_many(commands)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return answers
 
 
 def _lock(value: bytes, ttl_ms: int, seen: Mapping[bytes, bytes], beat: bytes | None, now_ms: int) -> LockLook:

@@ -82,12 +82,9 @@ class Trash:
     async def all(self) -> list[Trashed]:
         """What is kept, the oldest first."""
         k = self._keys
-        time, kept, notes = await self._connections.read_many(
+        time, kept, notes = await self._connections.read_all(
             [("TIME",), ("ZRANGE", k.trash, 0, -1, "WITHSCORES"), ("HGETALL", k.trash_notes)]
         )
-        for answer in (time, kept, notes):
-            if isinstance(answer, Exception):
-                raise answer
         now = int(time[0]) + int(time[1]) / 1e6
         noted = dict(zip(notes[::2], notes[1::2], strict=True))
         found = [
