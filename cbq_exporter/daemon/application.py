@@ -74,6 +74,7 @@ class Application:
     # --- what the web server asks ------------------------------------------------------------
 
     async def snapshot(self, timeout: float) -> Snapshot:
+        """What the store holds, read within ``timeout`` seconds; never raises for a store that cannot be used."""
         for attendant in self._attendants:
             attendant.report_in_flight()
         assert self._store is not None

@@ -84,7 +84,7 @@ class Attendants:
                 self._instruments.forget_task(task)
 
     async def close(self, grace: float) -> None:
-        """Close all; from now on none is started."""
+        """Close all, with ``grace`` seconds for what is being sent; from now on none is started."""
         self._stopping = True
         for attendant in self:
             attendant.stop_claiming()

@@ -138,7 +138,7 @@ class Schedule:
         self.start()
 
     async def stop(self, timeout: float = 5.0) -> None:
-        """Start nothing more and wait for what is running; it is not cancelled."""
+        """Start nothing more and wait up to ``timeout`` seconds for what is running; it is not cancelled."""
         self._stopping = True
         running = [job.task for job in self._jobs.values() if job.task is not None]
         if running:

@@ -17,7 +17,7 @@ SILENCE = 10 * BEAT_EVERY  # seconds without a heartbeat
 
 
 async def watch(schedule: Schedule, *, look_every: float = BEAT_EVERY, silence: float = SILENCE) -> None:
-    """Runs until it is cancelled."""
+    """Runs until it is cancelled. Looks each ``look_every`` seconds; after ``silence`` seconds it has stopped."""
     while True:
         await asyncio.sleep(look_every)
         if schedule.silent_for <= silence:

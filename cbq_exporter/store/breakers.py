@@ -43,7 +43,9 @@ class Breakers:
         return found
 
     async def keep(self, destination: str, phase: str, left: float, openings: int) -> bool:
-        """False where it is not for us to say: the send lock is somebody else's; or where there are too many."""
+        """Until ``left`` seconds from now it is what it is. False where it is not for us to say: the send lock is
+        somebody else's; or where there are too many.
+        """
         arguments = [self._lock_value, destination, phase, max(0, round(left * 1000)), openings, MOST]
         keys = [self._keys.lock, self._keys.breakers]
         return bool(await self._connections.run_named("breaker_keep", keys, arguments) == 1)

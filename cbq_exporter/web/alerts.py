@@ -62,7 +62,7 @@ class AlertsAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 class AlertWebhook:
     """Without ``tokens`` (a file) every request is refused. ``count`` is told of each request that is refused as a
-    whole, ``count_truncated`` how many alerts Alertmanager left out.
+    whole, ``count_truncated`` how many alerts Alertmanager left out. A body may take ``body_time`` seconds.
     """
 
     def __init__(

@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         self._unsent_since = None
 
     def trouble(self, now: float, limits: Limits) -> str:
-        """Why it should be closed; empty where it is well."""
+        """Why it should be closed; empty where it is well. ``now`` is of the loop's clock."""
         if self.transport is None:
             return ""
         if self._head_since is not None and now - self._head_since > limits.head:
