@@ -20,7 +20,7 @@ from tests.e2e.bare_client import PREFIX, item, lengths, number_of, push, wait_u
 from tests.support.counting_receiver import CountingReceiver
 from tests.support.daemons import AT_ONCE, SHORT_LIVED, Daemon, queue, until
 from tests.support.receiver import Receiver, held
-from tests.support.servers import Server
+from tests.support.servers import Server, may_debug
 
 CONFIG = queue(SHORT_LIVED, AT_ONCE)
 IDLE_SHARE = 0.25  # of a core, at most, while Redis is away; spinning takes all of one
@@ -77,7 +77,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """Working, with ten callbacks delivered. Its server is its own, and keeps all it has answered."""
     kind = getattr(request, "param", "valkey")
     with (
-        Server(kind, "--enable-debug-command", "local", durable=True) as server,
+        Server(kind, *may_debug(kind), durable=True) as server,
         CountingReceiver() as receiver,
         Daemon(server.url, CONFIG) as daemon,
     ):

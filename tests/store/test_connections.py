@@ -24,7 +24,7 @@ from cbq_exporter.errors import StoreError, StoreMisuse, StoreUnavailable
 from cbq_exporter.store.connections import ERROR_KINDS, MUTATION_TIMEOUT, Connections
 from cbq_exporter.store.scripts import Script
 from tests.support.receiver import self_signed
-from tests.support.servers import KINDS, Server
+from tests.support.servers import KINDS, Server, may_debug
 
 
 def script(text: str) -> Script:
@@ -38,7 +38,7 @@ PUSH = script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
 @pytest.fixture(params=KINDS)
 def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """One that the test may hang, kill and misconfigure."""
-    with Server(request.param, "--enable-debug-command", "yes", durable=True) as server:
+    with Server(request.param, *may_debug(request.param), durable=True) as server:
         yield server
 
 
@@ -134,10 +134,11 @@ def until_refused(server: Server) -> None:
 
 @contextlib.contextmanager
 def loading(server: Server) -> Iterator[str]:
-    for number in range(50):
-        server.client.set(f"key{number}", os.urandom(4096))
-    server.client.config_set("key-load-delay", 20_000)  # microseconds
-    server.client.config_set("loading-process-events-interval-bytes", 1024)
+    for number in range(150):
+        server.client.set(f"key{number}", os.urandom(200_000))
+    server.client.config_set("key-load-delay", 15_000)  # microseconds
+    with contextlib.suppress(redis.ResponseError):  # before version 7 it is 2 MiB
+        server.client.config_set("loading-process-events-interval-bytes", 1024)
     reloading = threading.Thread(target=lambda: command(server, "DEBUG", "RELOAD"))
     reloading.start()
     until_refused(server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import socket
@@ -744,16 +745,24 @@ def test_all_keys_of_a_queue_share_a_slot_where_its_prefix_has_a_hash_tag() -> N
     assert len({key_slot(key.encode()) for key in tagged}) == 1
 
 
+def _two_free_ports() -> int:
+    """The first of two of which the other is 10,000 higher: that is where a node of a cluster talks to others."""
+    while True:
+        with socket.socket() as one, socket.socket() as other, contextlib.suppress(OSError, OverflowError):
+            one.bind(("127.0.0.1", 0))
+            port = int(one.getsockname()[1])
+            other.bind(("127.0.0.1", port + 10_000))
+            return port
+
+
 @pytest.fixture(params=KINDS)
 def cluster(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A cluster of one node: it refuses every key of another slot, and every key that was not named."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        ports = ["--port", str(one.getsockname()[1]), "--cluster-port", str(other.getsockname()[1])]
-    with Server(request.param, *ports, "--bind", "127.0.0.1", "--cluster-enabled", "yes") as node:
+    with Server(
+        request.param, "--port", str(_two_free_ports()), "--bind", "127.0.0.1", "--cluster-enabled", "yes"
+    ) as node:
         client: Any = node.client
-        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
         give_up_at = time.monotonic() + 20
         while client.cluster("info").get("cluster_state") != "ok":
             assert time.monotonic() < give_up_at

