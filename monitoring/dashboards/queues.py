@@ -205,7 +205,7 @@ _LATE = Row(
             CALLBACKS,
             (
                 Query(state("cbq_queue_length", where=f'{TRUTH},state="retry"'), _QUEUES),
-                Query(state("cbq_retry_overdue_callbacks"), "{{queue}} overdue"),
+                Query(f"{state('cbq_retry_overdue_callbacks')} > 0", "{{queue}} overdue"),
             ),
             wide=6,
         ),

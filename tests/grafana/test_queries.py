@@ -22,6 +22,7 @@ ASKS = tuple(ask for path in boards.FILES for ask in boards.asks(boards.load(pat
 # What has nothing to show in this load, and why.
 EMPTY: Mapping[str, str] = MappingProxyType(
     {
+        "Callback queues / What is late? / Waiting to be tried again / B": "retries are taken when they are due",
         "Callback queues / What healed itself? / Send locks released / B": "a lock would have to change in between",
         "Callback queues / Is the daemon well? / Tasks without success, in intervals / A": "it takes a minute at least",
         "Callback queues / Is the daemon well? / Task runs left out, 15 m / A": "no task here is slow",
