@@ -160,6 +160,11 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     first_claimed_ms: int
     turn: str = ""
 
+    @property
+    def kept_as(self) -> str:
+        """Its id in retry or among the dead letters, where it goes there."""
+        return self.lease.partition("|")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

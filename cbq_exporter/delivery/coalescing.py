@@ -72,7 +72,7 @@ class Coalescer(Sender):
     def appetite(self, receiver: Receiver) -> Appetite:
         requests = super().appetite(receiver)
         many = 1 if receiver.coalesce is None else receiver.coalesce.size
-        return Appetite(requests.left * many, requests.whole * many)
+        return Appetite(requests.left * many, requests.whole * many, requests.crowded)
 
     def give_back_excess(self) -> list[Parcel]:
         return _apart(super().give_back_excess())

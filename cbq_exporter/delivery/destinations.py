@@ -96,10 +96,14 @@ class _Destination:
 
 
 class Appetite(NamedTuple):
-    """How many more callbacks a destination could begin soon, and how many in all where none were here."""
+    """How many more callbacks a destination could begin soon, and how many in all where none were here.
+
+    ``crowded``: it could begin more, were it not for others that have not answered either.
+    """
 
     left: int
     whole: int
+    crowded: bool = False
 
 
 class Destinations:
@@ -236,7 +240,7 @@ class Destinations:
         if not destination.heard:
             free = max(0, self._most_unheard - self._unheard)
             left = destination.allowed - destination.in_flight - len(destination.waiting)
-            return Appetite(max(0, min(left, free)), destination.allowed)
+            return Appetite(max(0, min(left, free)), destination.allowed, crowded=left > free)
         whole = destination.allowed + self._soon(destination, now)
         if destination.paced is not None and destination.paced.rate is not None:
             whole = min(whole, max(1, math.ceil(destination.paced.rate * _AHEAD)))

@@ -1,28 +1,38 @@
 """What waits in retry for its destination alone: put there, and made due again when there is an appetite for it.
 
-It costs the store a bounded number of commands for each callback, however long its destination is away: it is put
-there once, and brought forward in bulk. Should nobody bring it forward, it is due by itself after ``HELD_FOR``.
+It costs the store a bounded number of commands for each callback, however long its destination is away and however many
+destinations there are: it is put there once, and brought forward in bulk by its id, which is remembered here. What is
+more than can be remembered, and what somebody else has put there, is found by a walk through retry, one for all
+destinations. Should nobody bring it forward, it is due by itself after ``HELD_FOR``.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
 from cbq_exporter.clock import Clock
 from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.receivers import Receiver
+from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
 from cbq_exporter.model import Claimed, Dead, DeadReason, Failure, PutOff, Retry, Settlement
 from cbq_exporter.store.queue import Queue
 
 HELD_FOR = 600.0  # seconds
-_TURN = 0.25  # seconds until it is looked again for more than was found
-_TURNS_AT_ONCE = 50  # destinations in one go
-_LONGEST_TURN = 1.0  # seconds
-_PAGE = 500  # callbacks that one script looks at
+_PAGE = 500  # callbacks that one step of a walk looks at
 _PAGES = 4  # in one turn
+_TURN = 0.05  # seconds until a walk goes on
+_ASKED = 200  # destinations that are asked for their appetite in one turn
+_NEXT_ASKED = 0.02  # seconds until others are
+_LONGEST_TURN = 1.0  # seconds
+_LEAST_COMING = 500  # callbacks that are due and not claimed, of all destinations together
 _COMING_FOR = 5.0  # seconds that what was made due is expected to be claimed within
+_MOST_REMEMBERED = 100_000  # ids, of all destinations together
+_MOST_OF_ONE = 10_000
+_LEAST_OF_ONE = 50  # whatever the others have
 
 _DETAIL = {
     PutOff.THROTTLED: "its destination is busy",
@@ -33,29 +43,52 @@ _DETAIL = {
 
 @dataclass(slots=True)
 class _Backlog:
-    """``unstored`` are on their way to the store, ``coming`` on their way back from it. ``passed`` is how far the walk
-    through retry is, ``found`` what it has found so far, and ``grown`` whether some were stored since it began.
+    """``unstored`` are on their way to the store, ``coming`` on their way back from it. ``known`` are the ids of the
+    first that wait there, in their order. ``more``: there may be others, due at ``after`` or later, in epoch
+    milliseconds. ``missed``: some were stored since the last walk began, and it may not have seen them.
     """
 
     unstored: int = 0
     coming: int = 0
-    passed: int = 0
-    found: int = 0
-    grown: bool = True
-    turn_at: float = 0.0  # monotonic
     asked: float = 0.0  # monotonic
+    known: list[str] = field(default_factory=list)
+    more: bool = False
+    after: float = 0.0
+    missed: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.known or self.more or self.unstored or self.coming)
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Through retry, in the order of due times, for the destinations ``names``; None: for all that there are.
+
+    ``seen`` are those that it has looked at of all that are due at ``due_from``. ``full`` are destinations of which
+    there are more than can be remembered.
+    """
+
+    names: set[str] | None
+    due_from: float = 0.0  # epoch milliseconds
+    seen: set[str] = field(default_factory=set)
+    full: set[str] = field(default_factory=set)
 
 
 class Backlogs:
-    """Of one queue, as far as this daemon knows."""
+    """Of one queue, as far as this daemon knows. ``batch`` is the size of one."""
 
-    def __init__(self, queue: Queue, instruments: QueueInstruments, clock: Clock) -> None:
+    def __init__(self, queue: Queue, instruments: QueueInstruments, clock: Clock, batch: int) -> None:
         self._queue = queue
         self._instruments = instruments
         self._clock = clock
-        self._all: dict[str, _Backlog] = {}
-        self._searched: int | None = None  # how far; None: to the end
-        self._search_to: int | None = None  # what was put off since stands behind this; None: not known yet
+        self._most_coming = max(_LEAST_COMING, 2 * batch)
+        self._all: OrderedDict[str, _Backlog] = OrderedDict()  # the first is asked next
+        self._unasked = 0  # how many were not asked yet in this round
+        self._walk: _Walk | None = None
+        self._hungry: set[str] = set()  # they want what only a walk can find
+        self._remembered = 0  # ids
+        self.coming = 0  # those that were made due and are not claimed yet
 
     def __contains__(self, destination: str) -> bool:
         return destination in self._all
@@ -65,24 +98,19 @@ class Backlogs:
 
     def expect(self, destination: str) -> None:
         """There may be one."""
-        self._all.setdefault(destination, _Backlog())
+        self._backlog(destination)
+
+    def ask_first(self, destination: str) -> None:
+        """It may have an appetite again."""
+        if destination in self._all:
+            self._all.move_to_end(destination, last=False)
 
     def begin(self) -> None:
         """Somebody else may have sent before, and put off what we do not know of."""
-        self._searched, self._search_to = 0, None
-
-    async def search(self) -> None:
-        """Look at one more page for what was put off before we began; raises StoreError."""
-        if self._searched is None:
-            return
-        if self._search_to is None:
-            self._search_to = await self._queue.retries()
-        names, looked = await self._queue.waiting_for(tuple(PutOff), self._searched, _PAGE)
-        for name in names:
-            self.expect(name)
-        # What is made due meanwhile moves the others by less than half a page.
-        there_is_more = looked == _PAGE and self._searched < self._search_to
-        self._searched = self._searched + looked // 2 if there_is_more else None
+        self._walk = _Walk(None)
+        self._hungry.clear()
+        for backlog in self._all.values():
+            self._forget(backlog)
 
     def put_off(self, waiting: Sequence[tuple[Claimed, str, Receiver]], why: PutOff) -> list[Settlement]:
         """Each with its URL. No attempt is used; but who has waited past its age for an open circuit is given up."""
@@ -97,7 +125,7 @@ class Backlogs:
             else:
                 # A millisecond apart: that is the order in which they come back.
                 outcome = Retry(HELD_FOR + position / 1000, failure, attempt_used=False)
-                self._all.setdefault(receiver.name, _Backlog()).unstored += 1
+                self._backlog(receiver.name).unstored += 1
                 if why is not PutOff.PAUSED:
                     self._instruments.destination(receiver.name).throttled.inc()
             settlements.append(Settlement(claimed, outcome, url, receiver.name))
@@ -115,66 +143,158 @@ class Backlogs:
             backlog = self._all.get(settlement.destination)
             if backlog is not None:
                 backlog.unstored = max(0, backlog.unstored - 1)
-                backlog.grown = True
+                # It is the last that waits there.
+                if backlog.more:
+                    backlog.missed = True
+                elif not self._remember(backlog, settlement.claimed.kept_as):
+                    backlog.more, backlog.after = True, 0.0
 
     def came(self, destination: str) -> None:
         """One was claimed again."""
         backlog = self._all.get(destination)
         if backlog is not None and backlog.coming:
             backlog.coming -= 1
+            self.coming -= 1
+            if backlog.is_empty:
+                del self._all[destination]
+
+    async def search(self) -> None:
+        """Walk on, where something is to be found; raises StoreError."""
+        if self._walk is None:
+            self._walk = self._walk_for_hungry()
+        for _ in range(_PAGES):
+            if self._walk is None:
+                return
+            await self._walk_on(self._walk)
 
     async def bring_forward(self, wanted: Callable[[str], int]) -> int:
-        """Make due what is ``wanted`` for each destination, and returns how many there were; raises StoreError."""
+        """Make due what is ``wanted`` for each destination, and returns how many there were; raises StoreError.
+
+        Not all are asked at once, nor is more made due than can be claimed soon.
+        """
         now = self._clock.monotonic()
-        brought = turns = 0
-        for name in [name for name, backlog in self._all.items() if backlog.turn_at <= now]:
+        chosen: list[str] = []
+        owners: list[_Backlog] = []
+        if not self._unasked:
+            self._unasked = len(self._all)
+        for name in list(islice(self._all, _ASKED)):
             backlog = self._all[name]
+            self._all.move_to_end(name)
             if backlog.coming and now - backlog.asked > _COMING_FOR:
+                self.coming -= backlog.coming
                 backlog.coming = 0
-            want = wanted(name) - backlog.coming
+            room = self._most_coming - self.coming - len(chosen)
+            if room <= 0:
+                continue
+            self._unasked = max(0, self._unasked - 1)
+            if backlog.is_empty:
+                del self._all[name]
+                continue
+            want = min(room, wanted(name) - backlog.coming)
             if want <= 0:
                 continue
-            backlog.asked = now
-            found = await self._take_turn(name, backlog, want)
-            if found < want:
-                backlog.turn_at = now + _TURN
-            brought += found
-            turns += 1
-            if turns >= _TURNS_AT_ONCE:
-                break
-        return brought
-
-    async def _take_turn(self, name: str, backlog: _Backlog, want: int) -> int:
-        brought = 0
-        for _ in range(_PAGES):
-            if not backlog.passed:
-                backlog.found, backlog.grown = 0, backlog.unstored > 0
-            made, looked = await self._queue.hasten(
-                name, tuple(PutOff), want - brought, passed=backlog.passed, most=_PAGE
-            )
-            backlog.coming += made
-            backlog.found += made
-            brought += made
-            if brought >= want:
-                backlog.passed += looked - made
-                break
-            if looked < _PAGE:  # the end
-                backlog.passed = 0
-                if not backlog.found and not backlog.grown and self._all.get(name) is backlog:
-                    del self._all[name]
-                break
-            backlog.passed += looked - made
-        return brought
-
-    @property
-    def coming(self) -> int:
-        """Those that were made due and are not claimed yet."""
-        return sum(backlog.coming for backlog in self._all.values())
+            if backlog.known:
+                ids = backlog.known[:want]
+                del backlog.known[:want]
+                self._remembered -= len(ids)
+                chosen += ids
+                owners += [backlog] * len(ids)
+                backlog.asked = now
+            elif backlog.more:
+                self._hungry.add(name)
+        return await self._hasten(chosen, owners)
 
     def next_turn(self) -> float | None:
         """In how many seconds there may be more to find; None: nothing waits."""
-        if self._searched is not None:
+        if self._walk is not None or self._hungry:
             return _TURN
-        now = self._clock.monotonic()
-        turns = [backlog.turn_at - now for backlog in self._all.values() if backlog.turn_at > now]
-        return min(turns, default=_LONGEST_TURN) if self._all else None
+        if not self._all:
+            return None
+        return _NEXT_ASKED if self._unasked else _LONGEST_TURN
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _backlog(self, name: str) -> _Backlog:
+        backlog = self._all.get(name)
+        if backlog is None:
+            searching = self._walk is not None and self._walk.names is None
+            backlog = self._all[name] = _Backlog(more=searching)
+        return backlog
+
+    def _remember(self, backlog: _Backlog, retry_id: str) -> bool:
+        """Behind those that are known; False where there is no room for it."""
+        count = len(backlog.known)
+        if count >= _LEAST_OF_ONE and (count >= _MOST_OF_ONE or self._remembered >= _MOST_REMEMBERED):
+            return False
+        backlog.known.append(retry_id)
+        self._remembered += 1
+        return True
+
+    def _forget(self, backlog: _Backlog) -> None:
+        """What is in the store has to be found."""
+        self._remembered -= len(backlog.known)
+        backlog.known.clear()
+        backlog.more, backlog.after, backlog.missed = True, 0.0, False
+
+    async def _hasten(self, ids: Sequence[str], owners: Sequence[_Backlog]) -> int:
+        """``owners`` are the backlogs that each is of."""
+        if not ids:
+            return 0
+        try:
+            made = await self._queue.hasten(ids)
+        except StoreError:
+            for backlog in owners:  # which of them it made due nobody knows
+                self._forget(backlog)
+            raise
+        for backlog, is_due in zip(owners, made, strict=True):
+            backlog.coming += is_due
+        brought = sum(made)
+        self.coming += brought
+        if brought < len(ids):  # they went another way: what stands behind them is wanted as well
+            self._unasked = max(1, self._unasked)
+        return brought
+
+    def _walk_for_hungry(self) -> _Walk | None:
+        names = {name for name in self._hungry if (one := self._all.get(name)) and one.more and not one.known}
+        self._hungry.clear()
+        if not names:
+            return None
+        for backlog in (self._all[name] for name in names):
+            if backlog.missed:  # due times are not quite in the order of storing
+                backlog.after, backlog.missed = 0.0, False
+        return _Walk(names, min(self._all[name].after for name in names))
+
+    async def _walk_on(self, walk: _Walk) -> None:
+        # From the last due time on again: of those that are due at the same, some may have gone meanwhile.
+        count = _PAGE + len(walk.seen)
+        page = await self._queue.put_aside(tuple(PutOff), due_from=walk.due_from, count=count)
+        if self._walk is not walk:  # begun anew meanwhile
+            return
+        for retry_id, due, name in page:
+            if name is not None and retry_id not in walk.seen and (walk.names is None or name in walk.names):
+                self._found(walk, name, retry_id, due)
+        if len(page) < count or (walk.names is not None and walk.names <= walk.full):
+            self._end(walk)
+            return
+        last = page[-1][1]
+        if last > walk.due_from:
+            walk.due_from = last
+            walk.seen.clear()
+        walk.seen.update(retry_id for retry_id, due, _ in page if due == last)
+
+    def _found(self, walk: _Walk, name: str, retry_id: str, due: float) -> None:
+        backlog = self._backlog(name)
+        if name in walk.full:
+            return
+        if self._remember(backlog, retry_id):
+            backlog.after = due
+        else:
+            walk.full.add(name)
+
+    def _end(self, walk: _Walk) -> None:
+        """Of those that are not full all is known now, but for what was stored meanwhile."""
+        self._walk = None
+        for name in (self._all.keys() if walk.names is None else walk.names) - walk.full:
+            backlog = self._all.get(name)
+            if backlog is not None:
+                backlog.more = backlog.missed

@@ -361,7 +361,8 @@ class Dispatcher:
             self._pause(judged.gone)
         if not self._stopping and self._holding:
             self._settle(self._holding.put_off_behind_opened())
-            if self._at_rest.is_set() and any(self._holding.concerns(parcel.destination) for parcel, _ in ended):
+            matters = self._holding.have_ended(parcel.destination for parcel, _ in ended)
+            if matters and self._at_rest.is_set():
                 self._on_retry(0.0)  # what has ended makes room for what waits, or tells the store of a circuit
 
     def _count_bundle(self, opened: Opened) -> None:

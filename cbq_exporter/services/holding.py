@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from cbq_exporter.clock import Clock
 from cbq_exporter.delivery.destinations import Parcel
@@ -34,27 +34,36 @@ class Holding:
         batch: int,
     ) -> None:
         self.circuits = Circuits(name, breakers, instruments, clock)
-        self._backlogs = Backlogs(queue, instruments, clock)
+        self._backlogs = Backlogs(queue, instruments, clock, batch)
         self._sender = sender
         self._under_way = under_way
         self._batch = batch
         self._receivers: dict[str, Receiver] = {}  # of the destinations for which something is held back
         self._paused: Collection[str] = ()
         self._left: dict[str, int] = {}  # how many more may go to each, of the batch being accepted
+        self._counted: Counter[str] | None = None  # what is under way, in this batch or turn
         self._known = False  # what the store knows of circuits
+        self._crowded = False  # some could take more, were it not for others
 
     def __bool__(self) -> bool:
         """Whether anything is held back: where not, nobody needs to ask."""
         return bool(self.circuits.unwell or self._backlogs)
 
-    def concerns(self, name: str) -> bool:
-        """Whether the end of a send to it may let something go, or is to be told to the store."""
-        return name in self._backlogs or name in self.circuits.unwell or self.circuits.unsaved
+    def have_ended(self, names: Iterable[str]) -> bool:
+        """Sends to these have; whether that may let something go, or is to be told to the store."""
+        matters = self.circuits.unsaved or self._crowded
+        for name in names:
+            if name in self._backlogs:
+                self._backlogs.ask_first(name)
+                matters = True
+            elif name in self.circuits.unwell:
+                matters = True
+        return matters
 
     # --- one callback ------------------------------------------------------------------------
 
     def begin_batch(self) -> None:
-        self._left = {}
+        self._left, self._counted = {}, None
 
     def why(self, claimed: Claimed, receiver: Receiver, at_ms: int) -> PutOff | None:
         """Why this one, claimed at ``at_ms``, cannot go now; None: it may.
@@ -63,8 +72,9 @@ class Holding:
         """
         name = receiver.name
         fresh = claimed.first_claimed_ms == at_ms
-        if not fresh:
+        if not fresh and name in self._backlogs:
             self._backlogs.came(name)
+            self._receivers[name] = receiver
         if name in self.circuits.unwell and not self._may_probe(receiver):
             return PutOff.CIRCUIT_OPEN
         if fresh and name in self._backlogs:
@@ -77,7 +87,7 @@ class Holding:
             places = self.circuits.places(receiver)
             if places is None:
                 return True
-            self._left[name] = places - self._under_way()[name] if places else 0
+            self._left[name] = places - self._under_way_to(name) if places else 0
         self._left[name] -= 1
         return self._left[name] >= 0
 
@@ -100,7 +110,6 @@ class Holding:
         """What waited for places of destinations whose circuit has opened."""
         settlements: list[Settlement] = []
         for name in self.circuits.take_opened():
-            self._backlogs.expect(name)
             settlements += self._put_off_parcels(self._sender.give_back_waiting(name), PutOff.CIRCUIT_OPEN)
         return settlements
 
@@ -137,6 +146,7 @@ class Holding:
         if not self._backlogs:
             self._receivers.clear()
             return 0
+        self._crowded, self._counted = False, None
         return await self._backlogs.bring_forward(self._wanted)
 
     @property
@@ -166,10 +176,17 @@ class Holding:
         if name in self.circuits.unwell:
             places = self.circuits.places(receiver)
             if places is not None:
-                return places - self._under_way()[name]
-        left, whole = self._sender.appetite(receiver)
+                return places - self._under_way_to(name)
+        left, whole, crowded = self._sender.appetite(receiver)
+        self._crowded = self._crowded or crowded
         # Not one by one: a script for many costs little more than for one.
         return min(left, 2 * self._batch) if 2 * left >= whole else 0
+
+    def _under_way_to(self, name: str) -> int:
+        """Counted once for all destinations that are asked for."""
+        if self._counted is None:
+            self._counted = self._under_way()
+        return self._counted[name]
 
     def _wanted_in(self, name: str) -> float:
         """In how many seconds at the earliest."""

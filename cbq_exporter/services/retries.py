@@ -83,7 +83,7 @@ async def execute(queue: Queue, made: Plan, show: Callable[[int], None] = lambda
         before = len(tried)
         async for page in _pages(queue):
             chosen = [one.id for one in page if made.has(one) and one.id not in tried]
-            done += await queue.retry_now(chosen) if chosen else 0
+            done += sum(await queue.hasten(chosen))
             tried.update(chosen)
             show(done)
         if len(tried) == before:

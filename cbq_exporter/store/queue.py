@@ -239,20 +239,34 @@ class Queue:
             del last_first[: len(settled)]
         return returned
 
-    async def hasten(
-        self, destination: str, kinds: Sequence[str], count: int, *, passed: int, most: int
-    ) -> tuple[int, int]:
-        """Make up to ``count`` callbacks due that wait in retry for ``destination`` by failures of these ``kinds``.
+    async def put_aside(
+        self, kinds: Collection[str], *, due_from: float, count: int
+    ) -> list[tuple[str, float, str | None]]:
+        """Up to ``count`` of what waits in retry, the soonest due first, from ``due_from`` on.
 
-        Of those not yet due ``passed`` are passed over and ``most`` looked at. Returns how many were made due, and how
-        many looked at: where that is less than ``most`` though fewer were made due than asked, there are no more.
+        Of each its id, when it is due (epoch milliseconds), and the destination for which it waits by a failure of one
+        of these ``kinds``; None where it waits for something else.
         """
-        arguments = [records.mark_of_waiting(destination), count, passed, min(most, _MOST_ITEMS), *kinds]
-        made, looked = await self._connections.run_named("hasten", [self.keys.retry, self.keys.records], arguments)
-        return made, looked
+        k = self.keys
+        answer = await self._connections.read(
+            "ZRANGEBYSCORE", k.retry, due_from, "+inf", "WITHSCORES", "LIMIT", 0, count
+        )
+        if not answer:
+            return []
+        ids, scores = answer[::2], answer[1::2]
+        kept = await self._connections.read("HMGET", k.records, *ids)
+        return [
+            (raw.decode("ascii", "replace"), float(due), records.waits_for(record, kinds))
+            for raw, due, record in zip(ids, scores, kept, strict=True)
+        ]
 
-    async def retries(self) -> int:
-        return int(await self._connections.read("ZCARD", self.keys.retry))
+    async def hasten(self, ids: Sequence[str]) -> list[bool]:
+        """Make due those of ``ids`` that wait in retry and are not, in that order; says of each whether it was."""
+        made: list[bool] = []
+        for chunk in _chunks(ids, _MOST_ITEMS):
+            answer = await self._connections.run_named("hasten", [self.keys.retry], chunk)
+            made += [code == 1 for code in answer]
+        return made
 
     async def retry_ids(self, *, offset: int, count: int) -> list[str]:
         """Ids of what waits in retry, the soonest due first."""
@@ -262,23 +276,6 @@ class Queue:
     async def waiting_retries(self, ids: Sequence[str], *, with_payload: bool = False) -> list[WaitingRetry]:
         """Those of ``ids`` that still wait in retry, in that order."""
         return await self._kept(self.keys.retry, ids, records.waiting_retry, with_payload)
-
-    async def retry_now(self, ids: Sequence[str]) -> int:
-        """Make due those of ``ids`` that wait in retry and are not, in that order; returns how many they were."""
-        made = 0
-        for chunk in _chunks(ids, _MOST_ITEMS):
-            made += await self._connections.run_named("retry_now", [self.keys.retry], chunk)
-        return made
-
-    async def waiting_for(self, kinds: Collection[str], first: int, count: int) -> tuple[set[str], int]:
-        """The destinations for which callbacks wait in retry by failures of these ``kinds``; of ``count``, from the
-        ``first``-th on, in the order of their due times. And how many there were: less than ``count`` at the end.
-        """
-        ids = await self._connections.read("ZRANGE", self.keys.retry, first, first + count - 1)
-        if not ids:
-            return set(), 0
-        kept = await self._connections.read("HMGET", self.keys.records, *ids)
-        return {name for record in kept if (name := records.waits_for(record, kinds)) is not None}, len(ids)
 
     async def extend(self, leases: Sequence[str], lease: float) -> list[bool]:
         """Set the deadlines of leases to ``lease`` seconds from now; False for each that is not held any more."""

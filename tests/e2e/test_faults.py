@@ -105,7 +105,7 @@ OPERATIONS: dict[str, Work] = {
     "put_back": _settle_as(PutBack()),
     "extend": lambda at: at.queue.extend([one.lease for one in at.claimed], 600.0),
     "recover": lambda at: at.queue.recover_expired(3),
-    "retry_now": lambda at: at.queue.retry_now(at.waiting),
+    "hasten": lambda at: at.queue.hasten(at.waiting),
     "dead_retry": lambda at: at.queue.dead_retry(at.dead),
     "dead_purge": lambda at: at.queue.dead_purge(at.dead),
     "dead_trim": lambda at: at.queue.trim_dead(1, 1e9),
@@ -121,7 +121,7 @@ OPERATIONS: dict[str, Work] = {
 
 # What has to be there besides.
 BEFORE: dict[str, Callable[[Stage], None]] = {
-    "retry_now": lambda stage: stage.let_some_fail(),
+    "hasten": lambda stage: stage.let_some_fail(),
     "recover": lambda stage: stage.driven.let_leases_run_out(),
     "recover_all": lambda stage: stage.driven.let_leases_run_out(),
     "recover_stuck": lambda stage: stage.get_stuck(),

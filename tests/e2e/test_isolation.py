@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from cbq_exporter.item import url_of
+from cbq_exporter.model import Failure, PutOff, Retry, Settlement
 from cbq_exporter.store.keys import QueueKeys
 from tests.e2e.bare_client import PREFIX, item, lengths, push, wait_until_settled
 from tests.support.counting_receiver import CountingReceiver
 from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
+from tests.support.queues import DrivenQueue
 from tests.support.receiver import Receiver
 from tests.support.servers import Server
 
@@ -180,6 +183,56 @@ def test_who_sends_next_finds_what_was_put_off_and_does_not_wait_for_its_time(se
         with Daemon(server.url, settings) as daemon:
             wait_until_settled(client, timeout=30, what=daemon.log)
             assert len(receiver.accepted) == 100
+
+
+def put_aside(server: Server) -> None:
+    """What is pending, by a daemon that goes away."""
+    put_off = Retry(600.0, Failure(PutOff.THROTTLED.value), attempt_used=False)
+    with DrivenQueue(server) as before:
+        while claimed := before.claim(500).items:
+            urls = [url_of(one.payload) for one in claimed]
+            left = [Settlement(one, put_off, url, host_of(url)) for one, url in zip(claimed, urls, strict=True)]
+            while left:
+                del left[: len(before.do(before.queue.settle(left)))]
+        before.do(before.queue.free_lock())
+
+
+def scripts(client: Any) -> int:
+    return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+
+def test_what_waits_for_hundreds_of_destinations_costs_few_scripts(server: Server) -> None:
+    """Put aside by a daemon that is gone, so that it has to be found; and by this one, which remembers it."""
+    client: Any = server.client
+    many, each = 300, 8
+    broken = False
+    settings = queue(
+        delivery={
+            "breaker": {"failure_ratio": 0.5, "min_attempts": 2, "open_for": "1s", "longest_open": "1s"},
+            "per_destination": {"concurrency": 2},
+        },
+        retry={"base": "2s", "cap": "2s", "max_attempts": 100},
+    )
+    with CountingReceiver(lambda body, nth: 500 if broken else 200, host="0.0.0.0") as receiver:
+        urls = [f"http://127.1.{number // 250}.{number % 250 + 1}:{receiver.port}/" for number in range(many)]
+        push(client, *(item(url, f"{place} {turn}") for turn in range(each) for place, url in enumerate(urls)))
+        put_aside(server)
+        client.config_resetstat()
+        with Daemon(server.url, settings) as daemon:
+            wait_until_settled(client, timeout=60, what=daemon.log)
+            assert scripts(client) < many * each / 8  # more than one for each, if each destination is looked for alone
+            broken = True
+            push(
+                client,
+                *(item(url, f"{place} {turn}") for turn in range(each, 2 * each) for place, url in enumerate(urls)),
+            )
+            until(lambda: lengths(client)["retry"] == many * each, timeout=60, what=daemon.log)
+            broken = False
+            client.config_resetstat()
+            wait_until_settled(client, timeout=60, what=daemon.log)
+            assert scripts(client) < many * each * 2 / 3  # each circuit is written, too
+        assert len(receiver.accepted) == 2 * many * each
+        assert set(receiver.accepted.values()) == {1}
 
 
 def test_a_rate_is_kept_and_others_do_not_wait_for_it(server: Server) -> None:

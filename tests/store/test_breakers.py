@@ -53,7 +53,7 @@ def test_circuits_are_kept_by_the_holder_of_the_lock_and_by_nobody_else(each_ser
     run(each_server, work)
 
 
-def test_what_waits_for_one_destination_is_made_due_in_its_order_and_nothing_else(each_server: Server) -> None:
+def test_what_waits_for_its_destination_is_told_from_all_else(each_server: Server) -> None:
     client: Any = each_server.client
     names = ["a.example", 'strange "name" \\ é\n', "b.example"]
 
@@ -66,29 +66,18 @@ def test_what_waits_for_one_destination_is_made_due_in_its_order_and_nothing_els
 
         def put_off(number: int, claimed: Claimed) -> Settlement:
             kind = [*KINDS, "timeout"][number // 3 % 3]
-            name = names[number % 3]
             # A URL that looks like what is searched for must not be taken for it.
             url = f'http://x/"destination":"{names[0]}","reason":"","kind":"throttled"'
-            return Settlement(claimed, Retry(600 + number, Failure(kind), False), url, name)
+            return Settlement(claimed, Retry(600 + number, Failure(kind), False), url, names[number % 3])
 
         assert len(await queue.settle([put_off(number, one) for number, one in enumerate(claim.items)])) == 30
-        assert await queue.waiting_for(KINDS, 0, 100) == (set(names), 30)
-        assert await queue.waiting_for(KINDS, 30, 100) == (set(), 0)
-        for name in names:
-            waiting = [n for n in range(30) if names[n % 3] == name and n // 3 % 3 < 2]
-            assert await queue.hasten(name, KINDS, 3, passed=0, most=100) == (3, waiting[2] + 1)
-            again = await queue.claim(count=30, max_bytes=1 << 20, lease=30, lock_ttl=60)
-            assert again is not None
-            assert [one.payload for one in again.items] == [b'{"n": %d}' % number for number in waiting[:3]]
-            assert {one.attempts for one in again.items} == {0}
-            await queue.settle([put_off(int(one.payload[6:-1]), one) for one in again.items])
-        # In pages, as far as there are any.
-        made, looked = await queue.hasten(names[2], KINDS, 100, passed=0, most=7)
-        assert looked == 7
-        rest, end = await queue.hasten(names[2], KINDS, 100, passed=looked - made, most=100)
-        assert made + rest == 7
-        assert end == 30 - looked
-        assert client.zcount(KEYS.retry, "-inf", client.time()[0] * 1000 + 1000) == 7
-        assert await queue.hasten("nobody", KINDS, 100, passed=0, most=500) == (0, 23)
+        client.hset(KEYS.records, claim.items[4].kept_as, "who knows")
+        waiting = [None if n // 3 % 3 == 2 or n == 4 else names[n % 3] for n in range(30)]
+        page = await queue.put_aside(KINDS, due_from=0.0, count=100)
+        assert [(one, name) for one, _, name in page] == [
+            (claimed.kept_as, name) for claimed, name in zip(claim.items, waiting, strict=True)
+        ]
+        assert await queue.put_aside(KINDS, due_from=page[7][1], count=5) == page[7:12]
+        assert await queue.put_aside(KINDS, due_from=page[-1][1] + 1, count=5) == []
 
     run(each_server, work)

@@ -534,8 +534,8 @@ def test_what_waits_in_retry_is_made_due_in_its_order(q: DrivenQueue) -> None:
     for _ in range(3):
         q.settle(RETRY_LATER, *q.claim(400).items[::-1])
     ids = q.do(q.queue.retry_ids(offset=0, count=2000))
-    assert q.do(q.queue.retry_now(["0-0-0", *ids])) == 1200
-    assert q.do(q.queue.retry_now(ids)) == 0
+    assert q.do(q.queue.hasten(["0-0-0", *ids])) == [False] + 1200 * [True]
+    assert q.do(q.queue.hasten(ids)) == 1200 * [False]
     assert q.do(q.queue.retry_ids(offset=0, count=2000)) == ids
     assert sum(len(q.claim(400).items) for _ in range(3)) == 1200
     assert q.redis.zcard(q.keys.retry) == 0
@@ -626,7 +626,7 @@ _OPERATIONS: tuple[Callable[[DrivenQueue, list[Claimed]], Any], ...] = (
     lambda q, held: q.do(q.queue.recover_expired(3)),
     lambda q, held: q.do(q.queue.recover_expired(0)),
     lambda q, held: q.do(q.queue.dead_retry(q.do(q.queue.dead_ids(offset=0, count=9)))),
-    lambda q, held: q.do(q.queue.retry_now(q.do(q.queue.retry_ids(offset=0, count=9)))),
+    lambda q, held: q.do(q.queue.hasten(q.do(q.queue.retry_ids(offset=0, count=9)))),
     lambda q, held: q.do(q.queue.sweep()),
     lambda q, held: q.do(q.queue.keep_lock(30.0)),
     lambda q, held: q.do(q.queue.waiting(3)),

@@ -22,15 +22,17 @@ class CountingReceiver:
     """Use as a context manager.
 
     ``behaviour`` is called with the body and how many times it has come, this time included; it returns a status
-    or RESET, or that and the seconds to wait before it. It runs in the receiver's thread.
+    or RESET, or that and the seconds to wait before it. It runs in the receiver's thread. At ``host`` 0.0.0.0 it is
+    many receivers, one at each address of 127/8.
     """
 
-    def __init__(self, behaviour: Behaviour = lambda body, nth: 200) -> None:
+    def __init__(self, behaviour: Behaviour = lambda body, nth: 200, *, host: str = "127.0.0.1") -> None:
         self.behaviour = behaviour
         self.arrived: Counter[bytes] = Counter()  # bodies, however they were answered
         self.accepted: Counter[bytes] = Counter()  # bodies that were answered with 200
         self.order: list[bytes] = []  # bodies in the order of arrival
         self.port = 0
+        self._host = host
         self._open: set[asyncio.Transport] = set()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -57,7 +59,7 @@ class CountingReceiver:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(
-            self._loop.create_server(lambda: _Connection(self, self._open), "127.0.0.1", 0, backlog=1024)
+            self._loop.create_server(lambda: _Connection(self, self._open), self._host, 0, backlog=1024)
         )
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()

@@ -58,7 +58,7 @@ either = st.sampled_from((0, 1))
 _AUDITED = frozenset(
     {
         *("recover", "recover_stuck", "lock_release", "reset", "undo", "trash_drop"),
-        *("dead_retry", "dead_purge", "dead_trim", "retry_now", "pause", "resume"),
+        *("dead_retry", "dead_purge", "dead_trim", "hasten", "pause", "resume"),
     }
 )
 
