@@ -29,6 +29,7 @@ from cbq_exporter.model import (
     Settlement,
 )
 from cbq_exporter.store.keys import QueueKeys
+from tests.support.daemons import until
 from tests.support.queues import FAILURE, OURS, DrivenQueue, callback
 from tests.support.servers import KINDS, Server
 
@@ -224,6 +225,23 @@ def test_one_script_takes_no_more_than_it_can_in_a_moment(q: DrivenQueue) -> Non
     q.redis.config_resetstat()
     assert q.do(q.queue.dead_retry(ids)) == 10
     assert q.redis.info("commandstats")["cmdstat_evalsha"]["calls"] == 5
+
+
+def test_a_large_callback_goes_to_the_append_only_file_once(q: DrivenQueue) -> None:
+    def written() -> int:
+        return int(q.redis.info("persistence")["aof_current_size"])
+
+    q.redis.config_set("appendonly", "yes")
+    try:
+        until(lambda: q.redis.info("persistence")["aof_rewrite_in_progress"] == 0)
+        q.redis.rpush(q.keys.pending, *(callback(n, 100_000) for n in range(8)))
+        pushed = written()
+        assert pushed > 800_000
+        assert q.settle(DELIVERED, *reversed(q.claim().items[2:])) == [Settled.DONE] * 6
+        assert q.processing == [callback(n, 100_000) for n in range(2)]
+        assert written() - pushed < 10_000
+    finally:
+        q.redis.config_set("appendonly", "no")
 
 
 def test_neither_retries_nor_pending_callbacks_starve(q: DrivenQueue) -> None:

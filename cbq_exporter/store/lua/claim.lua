@@ -10,8 +10,8 @@
 --         or {0} where the lock is not ours (any more), or where this comes too late: a server that hung
 --         may find many claims when it goes on.
 --
--- Leases are written before anything is moved: an error in between leaves a lease without a callback, which
--- is swept, and never a callback without a lease.
+-- Whatever could end the script is tried before anything is moved: an error never leaves a callback without a lease.
+-- Then leases are written first, except those of callbacks that are moved to be read.
 --
 -- Order. A callback that leaves pending for the first time is given its turn, "<key>:<place>", and keeps it until it
 -- has ended: `order` has "<turn>|<lease, without the turn>" for each, so that those of one key stand together, in
@@ -31,6 +31,8 @@ end
 -- A foreign type at one of the keys ends the script here or while reading, before anything is moved.
 redis.call('LLEN', processing)
 redis.call('ZCARD', leases)
+redis.call('HLEN', records)
+redis.call('HLEN', payloads)
 if order then redis.call('ZCARD', order) end
 local remembered = redis.call('HLEN', returned) > 0
 
@@ -41,6 +43,7 @@ if latest > 0 and now > latest then
   return {0}
 end
 redis.call('PEXPIRE', lock, lock_ttl)
+redis.call('ZADD', leases, 'XX', 0, '-') -- changes nothing; whoever may not write leases shall not move either
 local token = redis.call('INCR', fence)
 
 local KEY_LENGTH, TURN = 20, '%x+:%d+'
@@ -49,7 +52,7 @@ local ASKS_AGAIN_MS = 60000 -- should nobody wake it
 
 local out, scores, n, bytes = {1, now, 0, -1, 0}, {}, 0, 0
 
-local taken, is_aside = {}, {} -- those from pending
+local moved, taken, is_aside = 0, {}, {} -- those from pending: in processing by now, to be moved there, elsewhere
 local aside = 0 -- callbacks moved from pending to retry
 
 local function fits(size)
@@ -206,41 +209,69 @@ local function take_retries()
   end
 end
 
-local LARGE = 262144 -- bytes, of a payload
+local function take_one_pending(payload, is_moved)
+  local fp = redis.sha1hex(payload)
+  local attempts, recoveries, first, turn, is_new
+  local memory = remembered and redis.call('HGET', returned, fp)
+  if memory then
+    attempts, recoveries, first = string.match(memory, '^(%d+)|(%d+)|(%d+)')
+    turn = order and string.match(memory, '^%d+|%d+|%d+|(' .. TURN .. ')|')
+    redis.call('HDEL', returned, fp)
+  end
+  if order and not turn then
+    turn, is_new = new_turn(payload), true
+  end
+  local waits = turn and in_front_of(turn)
+  if waits then
+    is_aside[#taken + aside + 1] = true
+    set_aside(payload, fp, attempts, recoveries, first, turn, is_new, waits)
+  else
+    take(payload, fp, attempts, recoveries, first, turn, is_new)
+    if is_moved then
+      moved = moved + 1
+    else
+      taken[#taken + 1] = payload
+    end
+  end
+end
+
+-- By name: as values, large ones would go to the append-only file and to replicas once more.
+local function move_next()
+  return redis.call('LMOVE', pending, processing, 'LEFT', 'RIGHT')
+end
+
+local function are_large(most)
+  return bytes > most * (n + aside)
+end
+
+local BY_NAME, ALONE = 4096, 262144 -- bytes of a payload, on average
 local function take_pending()
   -- The first tells how large they are. In small pages, because sizes differ: after small ones may come images of
   -- a megabyte, and all of a page is read.
   local page_size = 1
-  while #taken + aside < from_pending and n + aside < count do
-    local looked_at = #taken + aside
-    local want = math.min(page_size, from_pending - looked_at, count - n - aside)
-    local page = redis.call('LRANGE', pending, looked_at, looked_at + want - 1)
-    for _, payload in ipairs(page) do
-      if not fits(#payload) then return end
-      local fp = redis.sha1hex(payload)
-      local attempts, recoveries, first, turn, is_new
-      local memory = remembered and redis.call('HGET', returned, fp)
-      if memory then
-        attempts, recoveries, first = string.match(memory, '^(%d+)|(%d+)|(%d+)')
-        turn = order and string.match(memory, '^%d+|%d+|%d+|(' .. TURN .. ')|')
-        redis.call('HDEL', returned, fp)
+  while moved + #taken + aside < from_pending and n + aside < count do
+    if not order and #taken == 0 and (n == 0 or are_large(BY_NAME)) then
+      -- Moving brings it here too. What a script is given costs a millisecond for a megabyte, so: not twice.
+      local payload = move_next()
+      if not payload then return end
+      if not fits(#payload) then
+        redis.call('LMOVE', processing, pending, 'RIGHT', 'LEFT')
+        return
       end
-      if order and not turn then
-        turn, is_new = new_turn(payload), true
+      take_one_pending(payload, true)
+    else
+      local looked_at = #taken + aside
+      local want = math.min(page_size, from_pending - moved - looked_at, count - n - aside)
+      local page = redis.call('LRANGE', pending, looked_at, looked_at + want - 1)
+      for _, payload in ipairs(page) do
+        if not fits(#payload) then return end
+        take_one_pending(payload)
       end
-      local waits = turn and in_front_of(turn)
-      if waits then
-        is_aside[#taken + aside + 1] = true
-        set_aside(payload, fp, attempts, recoveries, first, turn, is_new, waits)
-      else
-        take(payload, fp, attempts, recoveries, first, turn, is_new)
-        taken[#taken + 1] = payload
-      end
+      if #page < want then return end
     end
-    if #page < want then return end
     local more = math.floor((budget - bytes) * (n + aside) / bytes)
-    -- What does not fit would be read in vain, a millisecond for a megabyte: what stands behind is for the next claim.
-    if more < 1 and bytes > LARGE * (n + aside) then return end
+    -- What does not fit would be read in vain: what stands behind is for the next claim.
+    if more < 1 and are_large(ALONE) then return end
     page_size = math.max(1, math.min(64, more))
   end
 end
@@ -264,13 +295,12 @@ end
 if n > 0 then
   in_chunks('ZADD', leases, scores)
   in_chunks('RPUSH', processing, due)
-  if bytes > 4096 * (n + aside) then
-    -- Large ones are moved by name: as values they would go to the append-only file and to replicas once more.
+  if are_large(BY_NAME) then
     for place = 1, #taken + aside do
       if is_aside[place] then
         redis.call('LPOP', pending)
       else
-        redis.call('LMOVE', pending, processing, 'LEFT', 'RIGHT')
+        move_next()
       end
     end
   elseif #taken + aside > 0 then

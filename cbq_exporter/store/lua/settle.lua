@@ -26,6 +26,12 @@ local n = #kinds
 local all_delivered = not string.find(kinds, '[^d]')
 local LEASES, PAYLOADS = 3, 3 + n -- how many arguments stand in front of them
 
+local LARGE = 4096 -- bytes
+local any_large = false
+for i = PAYLOADS + 1, PAYLOADS + n do
+  if #ARGV[i] > LARGE then any_large = true break end
+end
+
 -- A foreign type at one of the keys ends the script here, before anything is written.
 local length, held = redis.call('LLEN', processing), redis.call('ZCARD', leases)
 local now = 0
@@ -46,8 +52,8 @@ local ours = 2 * held + 64
 local from = length > ours and '-1' or '1' -- text: turning a number into it costs as much as looking up the key
 local depth = math.max(1, math.min(length, ours))
 -- As many at a time as cannot walk too far, wherever they stand; where all are, no walk needs to be measured.
--- What is delivered is walked to once, to be taken out; all else is found first.
-local walks = all_delivered and 1 or 2
+-- What is small and delivered is walked to once, to be taken out; all else is found first.
+local walks = (all_delivered and not any_large) and 1 or 2
 local at_once = math.max(1, math.min(1000, math.floor(most_steps / (walks * depth))))
 local walked = 0
 local function find(payload)
@@ -55,6 +61,15 @@ local function find(payload)
   -- To here and, to take it out, once more.
   walked = walked + (not place and length or 2 * (from == '1' and place + 1 or length - place))
   return place
+end
+
+-- A large one by its place, with its lease for a mark: as a value it would go to the append-only file and to replicas.
+local function take_out(lease, payload, place)
+  if #payload > LARGE then
+    redis.call('LSET', processing, place, lease)
+    payload = lease
+  end
+  redis.call('LREM', processing, from, payload)
 end
 
 local MOST_WOKEN = 16 -- as many as one claim takes of a key
@@ -92,27 +107,27 @@ end
 local result, sent, failed = {}, 0, 0
 
 local function settle(lease, payload, kind, delay, record)
-  if kind == 'd' then
-    sent = sent + 1
-    if n > at_once then find(payload) end
+  if kind == 'd' then sent = sent + 1 end
+  if kind == 'r' or kind == 'x' then failed = failed + 1 end
+  if kind == 'd' and n <= at_once and #payload <= LARGE then
     return redis.call('LREM', processing, from, payload) == 1 and 1 or 2
   end
-  if kind == 'r' or kind == 'x' then failed = failed + 1 end
-  if not find(payload) then return 2 end
+  local place = find(payload)
+  if not place then return 2 end
   local id, fp, memory = string.match(lease, '^([^|]+)|(%x+)|(.+)$')
   if kind == 'b' then
     redis.call('LPUSH', pending, payload)
     redis.call('HSET', returned, fp, string.format('%s|%d', memory, now))
-  else
+  elseif kind ~= 'd' then
     redis.call('HSET', records, id, record)
     redis.call('HSET', payloads, id, payload)
-    if kind == 'r' or kind == 'w' or kind == 'h' then
-      redis.call('ZADD', retry, kind == 'h' and due_behind_others(lease, delay) or now + delay, id)
-    else
+    if kind == 'x' or kind == 'z' then
       redis.call('ZADD', dead, now, id)
+    else
+      redis.call('ZADD', retry, kind == 'h' and due_behind_others(lease, delay) or now + delay, id)
     end
   end
-  redis.call('LREM', processing, from, payload)
+  take_out(lease, payload, place)
   return 1
 end
 

@@ -45,6 +45,8 @@ PAYLOADS = (
     b'{"url":"http://b.example","task_id":"2","data":"' + b"x" * 300 + b'"}',
     b'{"url": "http://b.example", "task_id": "2", "data": "' + b"x" * 300 + b'"}',
     b'{"url": "http://a.example", "task_id": "1", "_queued_at": 99999999999.5}',
+    b'{"url":"http://b.example","task_id":"3","data":"' + b"x" * 5000 + b'"}',  # large ones take ways of their own
+    b'{"url":"http://b.example","task_id":"3","data":"' + b"x" * 4999 + b'y"}',
     b'{"url": "http://b.example", "task_id": "1"}',
     b'{"url": "http://a.example"}',
     b"123",
