@@ -36,7 +36,7 @@ class AlertBody(msgspec.Struct, frozen=True, kw_only=True):
 class WebhookBody(msgspec.Struct, frozen=True, kw_only=True):
     """What Alertmanager posts."""
 
-    version: Annotated[str, Meta(description="Must be 4.")]
+    version: Annotated[str, Meta(description="Must be 4.", extra_json_schema={"const": "4"})]
     alerts: list[AlertBody]
     truncatedAlerts: Annotated[  # noqa: N815
         int, Meta(ge=0, le=10**9, description="Alerts that max_alerts of Alertmanager left out.")

@@ -26,10 +26,15 @@ from cbq_exporter.web.problems import Code, ProblemError
 
 _LONGEST = 3650 * 86_400.0  # seconds
 
-Reason = Annotated[str, Meta(max_length=500, description="Why: it is kept in the audit.")]
+# What can be said of it in a schema. ``read`` refuses all that Unicode has no sign for.
+_ONE_LINE = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"}
+Reason = Annotated[
+    str,
+    Meta(max_length=500, description="Why, on one line: it is kept in the audit.", extra_json_schema=_ONE_LINE),
+]
 DryRun = Annotated[bool, Meta(description="True changes nothing and answers with what would be changed.")]
 Destination = Annotated[
-    Annotated[str, Meta(min_length=1, max_length=300)] | None,
+    Annotated[str, Meta(min_length=1, max_length=300, extra_json_schema=_ONE_LINE)] | None,
     Meta(description="One destination, as metrics call it. Null is the whole queue."),
 ]
 
