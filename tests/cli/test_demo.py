@@ -18,6 +18,7 @@ from cbq_exporter.cli.demo.process import Totals
 from cbq_exporter.cli.demo.reckoning import reckon
 from cbq_exporter.cli.demo.view import summary
 from cbq_exporter.model import DeadLetter, Failure
+from tests.support.daemons import until
 from tests.support.leftovers import needs_proc, processes_of
 
 ACCEPTED = {b"one": 1, b"two": 2, b"three": 3}
@@ -111,7 +112,8 @@ def test_an_end_while_the_daemon_is_dead_leaves_nothing(number: int, code: int) 
             for line in process.stdout:
                 if line.startswith("Callbacks arrive"):
                     break
-            daemon = next(file for file in Path("/proc").glob("[0-9]*/cmdline") if _serves(file, folder))
+            # The demo itself kills it in the middle of its time, and then begins another.
+            (daemon,) = until(lambda: [one for one in Path("/proc").glob("[0-9]*/cmdline") if _serves(one, folder)])
             os.kill(int(daemon.parent.name), signal.SIGKILL)
             while _serves(daemon, folder):
                 time.sleep(0.005)
