@@ -17,11 +17,10 @@ import msgspec
 
 from cbq_exporter.config import CoalesceConfig
 from cbq_exporter.delivery.destinations import Parcel
-from cbq_exporter.delivery.exchange import Exchange, Request
+from cbq_exporter.delivery.exchange import SAMPLE_BYTES, Exchange, Request
 from cbq_exporter.delivery.judgement import kind_of_status
 from cbq_exporter.delivery.sender import Ended
 from cbq_exporter.delivery.shaping import webhook_id
-from cbq_exporter.delivery.slot import SAMPLE_BYTES
 from cbq_exporter.model import FailureKind
 from cbq_exporter.policy import retry
 

@@ -15,7 +15,7 @@ from cbq_exporter.clock import SYSTEM_CLOCK
 from cbq_exporter.delivery.exchange import Exchange, Request
 from cbq_exporter.delivery.frames import EXCHANGES, OPTIONS, REQUESTS, TROUBLE, Frames, frame
 from cbq_exporter.delivery.poller import Poller
-from cbq_exporter.delivery.slot import SendingOptions, Surroundings
+from cbq_exporter.delivery.surroundings import SendingOptions, Surroundings
 from cbq_exporter.delivery.transfers import Transfers
 
 _READS_AT_ONCE = 4  # then what has come begins, before more is read

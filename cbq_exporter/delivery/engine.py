@@ -18,11 +18,11 @@ from cbq_exporter.clock import Clock
 from cbq_exporter.delivery import pacing
 from cbq_exporter.delivery.authorities import default_ca_file
 from cbq_exporter.delivery.egress import EgressPolicy
-from cbq_exporter.delivery.exchange import Exchange, Request, cancelled
+from cbq_exporter.delivery.exchange import SAMPLE_BYTES, Exchange, Request, cancelled
 from cbq_exporter.delivery.own_process import OwnProcess
 from cbq_exporter.delivery.own_thread import OwnThread
 from cbq_exporter.delivery.proxying import Proxy
-from cbq_exporter.delivery.slot import SAMPLE_BYTES, SendingOptions
+from cbq_exporter.delivery.surroundings import SendingOptions
 
 _MEASURED_FOR = 0.25  # seconds, or until:
 _MANY = 1000  # requests have ended

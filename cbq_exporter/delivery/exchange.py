@@ -10,6 +10,7 @@ import msgspec
 from cbq_exporter.logs import printable
 from cbq_exporter.model import FailureKind
 
+SAMPLE_BYTES = 1024  # of an answer, where no more is asked for
 _LONGEST_DETAIL = 300  # characters
 
 LOCAL_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})

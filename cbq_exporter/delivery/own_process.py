@@ -23,7 +23,7 @@ import msgspec
 import cbq_exporter
 from cbq_exporter.delivery.exchange import Exchange, Request
 from cbq_exporter.delivery.frames import CANCEL, EXCHANGES, OPTIONS, REQUESTS, Frames, frame
-from cbq_exporter.delivery.slot import SendingOptions
+from cbq_exporter.delivery.surroundings import SendingOptions
 from cbq_exporter.model import FailureKind
 
 log = logging.getLogger(__name__)

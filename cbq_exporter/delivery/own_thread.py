@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from cbq_exporter.clock import Clock
 from cbq_exporter.delivery.exchange import Exchange, Request
 from cbq_exporter.delivery.poller import Poller
-from cbq_exporter.delivery.slot import SendingOptions, Surroundings
+from cbq_exporter.delivery.surroundings import SendingOptions, Surroundings
 from cbq_exporter.delivery.transfers import Transfers
 
 

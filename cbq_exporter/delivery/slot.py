@@ -6,21 +6,15 @@ import errno
 import socket
 import zlib
 from collections import deque
-from ipaddress import ip_network
 from typing import Any
 
-import msgspec
 import pycurl
 
-from cbq_exporter.delivery import url
-from cbq_exporter.delivery.egress import EgressPolicy
-from cbq_exporter.delivery.exchange import Certificates, Exchange, Request, one_line
+from cbq_exporter.delivery.exchange import SAMPLE_BYTES, Certificates, Exchange, Request, one_line
 from cbq_exporter.delivery.judgement import kind_of_error, kind_of_status
-from cbq_exporter.delivery.poller import Poller
 from cbq_exporter.delivery.proxying import Proxy, refusal
+from cbq_exporter.delivery.surroundings import Surroundings
 from cbq_exporter.model import FailureKind
-
-SAMPLE_BYTES = 1024
 
 # Seconds. Receivers commonly close after 60 or 75 idle ones; sending on at that moment could go wrong.
 IDLE_CONNECTION = 55
@@ -37,59 +31,8 @@ _LARGE_BODY = 16 * 1024  # libcurl sends less than this with one call
 # Bytes that libcurl sends with one call at most. Its own choice would keep a body of 1 MiB for 16 turns.
 _USUAL_PIECE, _LARGE_PIECE = 64 * 1024, 256 * 1024
 _QUIET_ROUNDS = 2
-_ORIGINS_KEPT = 10_000
 _LINES_KEPT = 8  # a line may have 100 KiB
 _PROXY_UNKNOWN, _CONNECT_FAILED, _TIMED_OUT = 5, 7, 28
-
-
-class SendingOptions(msgspec.Struct, frozen=True):
-    """What does not change while an engine runs. ``allow`` and ``ports``: see EgressPolicy; the rest as configured.
-
-    ``max_connections`` may have a request at the same time, ``idle_connections`` more are kept without one.
-    """
-
-    allow: tuple[str, ...]
-    ports: tuple[int, ...] | None
-    proxy: Proxy | None
-    max_response_bytes: int
-    ca_file: str | None
-    user_agent: str
-    max_connections: int
-    idle_connections: int
-
-
-class Surroundings:
-    """What the slots of one engine share. ``resolving`` counts the name look-ups under way.
-
-    ``multiplexing`` are the origins that spoke HTTP/2 the last time. When ``stale_dropped_monotonic``, no address was
-    kept for longer than it may be.
-    """
-
-    def __init__(self, options: SendingOptions, poller: Poller) -> None:
-        ports = None if options.ports is None else frozenset(options.ports)
-        self.egress = EgressPolicy(tuple(map(ip_network, options.allow)), ports)
-        self.proxy = options.proxy
-        self.poller = poller
-        self.max_response_bytes = options.max_response_bytes
-        self.ca_file = options.ca_file
-        self.user_agent = options.user_agent
-        self.resolving = 0
-        self.multiplexing: set[str] = set()
-        self.stale_dropped_monotonic = float("-inf")
-
-    def note_version(self, origin: str, version: int) -> None:
-        """``version`` as libcurl numbers those of HTTP."""
-        if version < pycurl.CURL_HTTP_VERSION_2_0:
-            self.multiplexing.discard(origin)
-            return
-        if len(self.multiplexing) >= _ORIGINS_KEPT:
-            self.multiplexing.clear()
-        self.multiplexing.add(origin)
-
-    def refusal(self, target: str) -> str | None:
-        """Why the URL ``target`` must not be handed to the proxy, or None. Raises ValueError for what is no URL."""
-        read = url.parse(target)
-        return self.egress.verdict_on_target(read.host, read.port)
 
 
 class Slot:

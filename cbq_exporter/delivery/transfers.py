@@ -23,7 +23,8 @@ import pycurl
 
 from cbq_exporter.clock import Clock
 from cbq_exporter.delivery.exchange import Exchange, Request, blocked, cancelled, expired, not_sendable, one_line
-from cbq_exporter.delivery.slot import IDLE_CONNECTION, SendingOptions, Slot, Surroundings
+from cbq_exporter.delivery.slot import IDLE_CONNECTION, Slot
+from cbq_exporter.delivery.surroundings import SendingOptions, Surroundings
 from cbq_exporter.model import FailureKind
 
 log = logging.getLogger(__name__)

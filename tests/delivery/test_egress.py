@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from cbq_exporter.delivery import slot
 from cbq_exporter.delivery.egress import EgressPolicy
+from cbq_exporter.delivery.surroundings import Surroundings
 from cbq_exporter.delivery.url import parse
 from cbq_exporter.model import FailureKind
 from tests.support.hostile_urls import BLOCKED, INVALID
@@ -284,7 +285,7 @@ def names(monkeypatch: pytest.MonkeyPatch, **addresses: str) -> Iterator[None]:
     """Names that resolve as told, in every engine started inside."""
     make = slot.Slot.__init__
 
-    def make_with_names(self: slot.Slot, around: slot.Surroundings) -> None:
+    def make_with_names(self: slot.Slot, around: Surroundings) -> None:
         make(self, around)
         self.curl.setopt(pycurl.RESOLVE, [f"{name}.test:{answer}" for name, answer in addresses.items()])
 

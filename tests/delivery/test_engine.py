@@ -24,6 +24,7 @@ from cbq_exporter.delivery import pacing, slot, transfers
 from cbq_exporter.delivery.engine import Engine, Exchange, Request
 from cbq_exporter.delivery.own_thread import OwnThread
 from cbq_exporter.delivery.poller import Poller
+from cbq_exporter.delivery.surroundings import Surroundings
 from cbq_exporter.delivery.transfers import Transfers
 from cbq_exporter.model import FailureKind
 from tests.support.receiver import (
@@ -438,7 +439,7 @@ def test_a_certificate_of_the_ca_file_is_good_for_its_own_names(
         assert sender.post(receiver.url(host="localhost")).status == 200
         make = slot.Slot.__init__
 
-        def make_with_name(self: slot.Slot, around: slot.Surroundings) -> None:
+        def make_with_name(self: slot.Slot, around: Surroundings) -> None:
             make(self, around)
             self.curl.setopt(pycurl.RESOLVE, [f"other.test:{receiver.port}:127.0.0.1"])
 

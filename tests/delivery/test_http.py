@@ -12,6 +12,7 @@ import pycurl
 import pytest
 
 from cbq_exporter.delivery import slot
+from cbq_exporter.delivery.surroundings import Surroundings
 from tests.support.receiver import Receiver
 from tests.support.sender import Sender
 
@@ -21,7 +22,7 @@ def every_handle(monkeypatch: pytest.MonkeyPatch, option: int, value: object) ->
     """Sets an option of libcurl in every engine that is started inside."""
     make = slot.Slot.__init__
 
-    def make_with(self: slot.Slot, around: slot.Surroundings) -> None:
+    def make_with(self: slot.Slot, around: Surroundings) -> None:
         make(self, around)
         self.curl.setopt(option, value)
 
@@ -81,7 +82,7 @@ def test_connections_that_idled_too_long_are_not_used_again(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Receivers close after a minute or so, and may do so just when the next request is on its way."""
-    monkeypatch.setattr(slot, "_IDLE_CONNECTION", 1)
+    monkeypatch.setattr(slot, "IDLE_CONNECTION", 1)
     with Sender() as sender:
         assert sender.post(receiver.url()).status == 200
         assert sender.post(receiver.url()).status == 200

@@ -17,6 +17,7 @@ import pytest
 
 from cbq_exporter.delivery import slot, transfers
 from cbq_exporter.delivery.poller import Poller
+from cbq_exporter.delivery.surroundings import SendingOptions, Surroundings
 from cbq_exporter.model import FailureKind
 from tests.support.receiver import Answer, Receiver, held, never_answer, self_signed
 from tests.support.sender import Sender
@@ -43,7 +44,7 @@ http {{
 """
 
 
-_OPTIONS = slot.SendingOptions(
+_OPTIONS = SendingOptions(
     allow=(),
     ports=None,
     proxy=None,
@@ -127,13 +128,13 @@ def test_many_requests_share_a_connection(front: Front, receiver: Receiver, spok
 def test_they_wait_for_a_connection_where_http2_was_spoken_before(
     front: Front, receiver: Receiver, spoken: Spoken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = slot.Surroundings.__init__
+    make = Surroundings.__init__
 
-    def make_knowing(self: slot.Surroundings, *arguments: Any) -> None:
+    def make_knowing(self: Surroundings, *arguments: Any) -> None:
         make(self, *arguments)
         self.note_version(front.url, pycurl.CURL_HTTP_VERSION_2_0)
 
-    monkeypatch.setattr(slot.Surroundings, "__init__", make_knowing)
+    monkeypatch.setattr(Surroundings, "__init__", make_knowing)
     monkeypatch.setattr(transfers, "_SAFETY_TICK", 3600.0)
     with Sender(ca_file=front.ca_file) as sender:
         ends = sender.send([sender.request(f"{front.url}/ok?{number}", timeout=600.0) for number in range(64)])
@@ -142,7 +143,7 @@ def test_they_wait_for_a_connection_where_http2_was_spoken_before(
 
 
 def test_what_is_known_of_versions_is_bounded_and_forgotten() -> None:
-    around = slot.Surroundings(_OPTIONS, Poller())
+    around = Surroundings(_OPTIONS, Poller())
     for number in range(25_000):
         around.note_version(f"https://{number}.test", pycurl.CURL_HTTP_VERSION_2_0)
     assert len(around.multiplexing) <= 10_000
