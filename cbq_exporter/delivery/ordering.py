@@ -27,13 +27,13 @@ class Turns:
         """
         put_off_at: dict[str, str] = {}
         for claimed in put_off:
-            key = _key(claimed)
+            key = key_of(claimed)
             put_off_at[key] = min(claimed.turn, put_off_at.get(key, claimed.turn))
         begun: list[Parcel] = []
         held: list[Parcel] = []
         for parcel in parcels:
             turn = parcel.claimed.turn
-            key = _key(parcel.claimed)
+            key = key_of(parcel.claimed)
             if key and turn > put_off_at.get(key, turn):
                 held.append(parcel)
             elif key in self._waiting:
@@ -46,7 +46,7 @@ class Turns:
 
     def pass_on(self, claimed: Claimed) -> Parcel | None:
         """It has ended, delivered or given up: the next of its key, which may be sent now."""
-        key = _key(claimed)
+        key = key_of(claimed)
         waiting = self._waiting.get(key)
         if waiting is None:
             return None
@@ -57,7 +57,7 @@ class Turns:
 
     def stop(self, claimed: Claimed) -> list[Parcel]:
         """It comes back later: those that waited for it, which have to come back after it."""
-        return list(self._waiting.pop(_key(claimed), ()))
+        return list(self._waiting.pop(key_of(claimed), ()))
 
     def take_all(self) -> list[Parcel]:
         """All that wait."""
@@ -66,5 +66,6 @@ class Turns:
         return taken
 
 
-def _key(claimed: Claimed) -> str:
+def key_of(claimed: Claimed) -> str:
+    """Empty: it has no turn."""
     return claimed.turn.partition(":")[0]

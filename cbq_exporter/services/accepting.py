@@ -6,12 +6,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from cbq_exporter.clock import Clock
-from cbq_exporter.delivery import shaping
+from cbq_exporter.delivery import ordering, shaping
 from cbq_exporter.delivery.destinations import Parcel
 from cbq_exporter.delivery.exchange import Request
 from cbq_exporter.delivery.receivers import Receiver, Receivers
 from cbq_exporter.delivery.shaping import Unusable
-from cbq_exporter.model import Claim, Claimed, Dead, Failure, PutOff, Settlement
+from cbq_exporter.model import Claim, Claimed, Dead, Failure, Held, PutOff, Settlement
 from cbq_exporter.services.holding import Holding
 
 
@@ -41,16 +41,24 @@ class Acceptor:
         held_back: list[tuple[Claimed, str, Receiver, PutOff]] = []
         if holding is not None:
             holding.begin_batch()
+        fronts: set[str] = set()  # keys of which an earlier one is there
         for claimed in claim.items:
             read = shaping.read(claimed)
             if isinstance(read, Unusable):
                 accepted.not_sent.append(self._given_up(claimed, read))
                 continue
             receiver = self._receivers.of(read.target)
-            if receiver.paused or receiver.name in paused:
-                held_back.append((claimed, read.target.url, receiver, PutOff.PAUSED))
+            why = PutOff.PAUSED if receiver.paused or receiver.name in paused else None
+            if why is None and holding is not None:
+                why = holding.why(claimed, receiver, claim.at_ms)
+            key = ordering.key_of(claimed) if claimed.turn else ""
+            if why is not None and key in fronts:
+                # Put off it would be brought forward before its turn, in the place of one that could be a probe.
+                accepted.not_sent.append(Settlement(claimed, Held(), read.target.url, receiver.name))
                 continue
-            if holding is not None and (why := holding.why(claimed, receiver, claim.at_ms)) is not None:
+            if key:
+                fronts.add(key)
+            if why is not None:
                 held_back.append((claimed, read.target.url, receiver, why))
                 continue
             shaped = receiver.shaper.shape(claimed, read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import Any
 
 from tests.e2e.bare_client import item, number_of, push, wait_until_settled
@@ -111,3 +112,24 @@ def test_what_is_stopped_goes_on_in_order(server: Server) -> None:
         with Daemon(server.url, config):
             wait_until_settled(server.client, dead=sum(map(_is_refused, range(200))))
         assert listener.too_early == []
+
+
+def test_what_waits_for_its_turn_keeps_no_circuit_half_open(server: Server) -> None:
+    """Of one key only the first can be the probe that closes it: the others are not tried in its place."""
+    breaker = {"min_attempts": 2, "window": "10s", "probes": 1, "open_for": "100ms", "longest_open": "300ms"}
+    config = queue(SHORT_LIVED, ORDERED, delivery={"order_by": "task_id", "breaker": {"enabled": True, **breaker}})
+    down = threading.Event()
+    down.set()
+    with (
+        CountingReceiver(lambda body, nth: 503 if down.is_set() else 200) as receiver,
+        Daemon(server.url, config) as daemon,
+    ):
+        push(server.client, item(receiver.url, 0, task_id="another"))
+        until(lambda: daemon.metrics().get("cbq_destination_circuit_state"), what=daemon.log)
+        push(server.client, *(item(receiver.url, number, task_id="one") for number in range(1, 13)))
+        # The first of them fails as well, is claimed again while the circuit is open, and put off behind the others.
+        until(lambda: {number_of(body) for body in list(receiver.order)} == {0, 1}, what=daemon.log)
+        down.clear()
+        wait_until_settled(server.client, timeout=8, what=lambda: daemon.log()[-3000:])
+        accepted = [number_of(body) for body in receiver.order if receiver.accepted[body]]
+        assert [number for number in accepted[-13:] if number] == list(range(1, 13))
