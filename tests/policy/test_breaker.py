@@ -45,8 +45,8 @@ def test_either_opens_it_with_exactly_enough_attempts() -> None:
     """The ratio without a row, and a row of which the window has seen half."""
     assert after(after(Circuit(), 1.0, succeeded=4), 2.0, failed=6).phase is Phase.OPEN
     assert after(after(Circuit(), 1.0, succeeded=3), 2.0, failed=6).phase is Phase.CLOSED
-    assert after(after(Circuit(), 1.0, failed=5), 61.0, failed=5).phase is Phase.OPEN
-    assert after(after(Circuit(), 1.0, failed=5), 61.0, failed=4).phase is Phase.CLOSED
+    assert after(after(Circuit(), 1000.0, failed=5), 1061.0, failed=5).phase is Phase.OPEN
+    assert after(after(Circuit(), 1000.0, failed=5), 1061.0, failed=4).phase is Phase.CLOSED
 
 
 def test_both_halves_of_the_window_count_together() -> None:
@@ -54,6 +54,7 @@ def test_both_halves_of_the_window_count_together() -> None:
     assert after(first_half, 116.0, failed=8).phase is Phase.OPEN
     well = after(after(Circuit(), 100.0, succeeded=100), 116.0, succeeded=1)
     assert after(well, 120.0, failed=9).phase is Phase.CLOSED  # the hundred still count
+    assert after(well, 129.0, failed=10).phase is Phase.CLOSED
 
 
 def test_a_row_of_failures_opens_it_however_long_they_take() -> None:
