@@ -24,9 +24,13 @@ from cbq_exporter.delivery.values import OF_BODIES
 SECRETS = {"a": "s3cr3t"}
 
 
+def compiled(text: str) -> Template:
+    return Template(text, "t.j2", known=OF_BODIES, secrets=SECRETS, escapes=False)
+
+
 def render(text: str, item: Any = None, max_chars: int = 8 << 20) -> str:
     payload = json.dumps({"url": "http://a.example/", **(item or {})}).encode()
-    template = Template(text, "t.j2", known=OF_BODIES, secrets=SECRETS, escapes=False)
+    template = compiled(text)
     values: dict[str, Any] = {
         "attempt": {"number": 1, "first_at": 1.5},
         "item": JsonObject(msgspec.Raw(payload), items.read(payload)),
@@ -327,6 +331,67 @@ def test_no_template_makes_a_rendering_long(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "step",
+    [
+        "{% set a = x + 1 %}",
+        "{% if x %}{% endif %}",
+        "{{ '' }}",
+        "{% set a = 1 < 2 %}",
+        "{% if x is odd %}{% endif %}",
+        "{% for y in [1] %}{% endfor %}",
+    ],
+)
+@pytest.mark.parametrize("loop", ["item.many", "item.many | map('string')", "range(20000) if x"])
+def test_a_step_of_a_loop_costs_what_it_does(step: str, loop: str) -> None:
+    test_no_item_makes_a_rendering_long("{% for x in " + loop + " %}" + step * 500 + "{% endfor %}")
+
+
+TOO_LARGE = {
+    "text": ("x" * 300_000, "1: is longer than 262,144 characters"),
+    "values": ("a\n" * 9 + "{{1}}" * 20_000, "10: has more than 5,000 parts"),
+    "statements": ("\n{%if 1%}{%endif%}" * 10_000, "2500: has more than 5,000 parts"),
+    "list": ("\n{{ [" + "1," * 50_000 + "] }}", "2: has more than 5,000 parts"),
+    "sum": ("\n{{ 1" + " + 1" * 60 + " }}", "2: is nested more than 40 levels deep"),
+    "keys": ("\n{{ item" + ".a" * 60 + " }}", "2: is nested more than 40 levels deep"),
+    "filters": ("\n{{ 'a'" + " | upper" * 60 + " }}", "2: is nested more than 40 levels deep"),
+    "conditions": ("\n{% if 1 %}" * 60 + "{% endif %}" * 60, "41: is nested more than 40 levels deep"),
+    "parentheses": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "1: is nested more than 40 levels deep"),
+    "loops": ("\n{% for x in item %}" * 16 + "{% endfor %}" * 16, "17: has more than 15 loops in each other"),
+    "hexadecimal": ("\n{{ 0x" + "f" * 3000 + " }}", "2: a number has too many digits"),
+    "decimal": ("{{ " + "9" * 5000 + " }}", "1: a number has too many digits"),
+    "power": ("{{ 9 ** 9 ** 9 }}", "1: pow is not available here"),
+}
+
+
+@pytest.mark.parametrize("what", TOO_LARGE)
+def test_a_template_that_would_take_long_to_compile_is_refused_and_the_line_told(what: str) -> None:
+    text, said = TOO_LARGE[what]
+    began = time.process_time()
+    with pytest.raises(TemplateError) as raised:
+        compiled(text)
+    assert str(raised.value) == f"t.j2:{said}"
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ 'a' * 10000000000 }}",
+        "{{ range(1000000000) | list }}",
+        "{{ 9 * 9 * 99999999999999999999 * 99999999999999999999 }}",
+        "{{ 'a' | replace('a', 'aaaaaaaa') | replace('a', 'aaaaaaaa') | replace('a', 'aaaaaaaa') }}",
+        "{{ item" + ".a" * 36 + " }}" + "{{ item" + "[1]" * 36 + " }}",
+        "{{ 'a'" + " | upper" * 36 + " }}" + "{% if 1 %}" * 36 + "{% endif %}" * 36,
+        "{% for x in item %}" * 15 + "{% endfor %}" * 15,
+    ],
+)
+def test_what_is_always_the_same_is_not_worked_out_when_it_is_compiled(text: str) -> None:
+    began = time.process_time()
+    compiled(text)
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize(
     "text", ["{{ item.texts | join(item.big) }}", "{{ item.big | replace('a', item.texts | join) }}"]
 )
 def test_what_would_be_too_large_is_not_made(text: str) -> None:
@@ -424,3 +489,45 @@ def test_any_text_is_a_template_or_says_why_not(text: str) -> None:
     assert " object at 0x" not in made
     assert said.isprintable()
     assert len(said) < 300
+
+
+OPENED = st.sampled_from(
+    [
+        *(
+            ("{{ ", " }}"),
+            ("{% if x %}", "{% endif %}"),
+            ("{% for x in [1, 2] %}", "{% endfor %}"),
+            ("[", "]"),
+            ("(", ")"),
+        ),
+        *(
+            ("{% if 1 %}{% else %}", "{% endif %}"),
+            ("{1: ", "}"),
+            ("sha256(", ")"),
+            ("not ", ""),
+            ("- ", ""),
+            ("'", "'"),
+        ),
+        *(("", " | upper"), ("", ".a"), ("", "[0]"), ("", " + 1"), ("", " ~ 'a'"), ("", " < 1"), ("", " if 1 else 2")),
+        *(("{% set x = 1 %}", ""), ("{{ item }}", ""), ("{# a #}", ""), ("\n", " "), ("{% raw %}", "{% endraw %}")),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(OPENED, st.sampled_from([1, 2, 15, 38, 300, 3000])), max_size=5), st.integers(1, 200))
+def test_any_template_is_compiled_and_carried_out_in_a_moment_or_refused(
+    layers: list[tuple[tuple[str, str], int]], times: int
+) -> None:
+    text = "1"
+    for (before, after), count in layers:
+        text = (before * count + text + after * count)[:100_000]
+    text = (text * times)[:100_000]
+    began = time.process_time()
+    said = "t.j2:1: "
+    try:
+        render(text, ITEM)
+    except (TemplateError, RenderError) as error:
+        said = str(error)
+    assert re.match(r"t\.j2:\d+: |t\.j2: nested too deeply|more than .* come out of t\.j2", said)
+    assert time.process_time() - began < 4

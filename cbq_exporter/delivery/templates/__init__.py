@@ -5,8 +5,8 @@ A template comes from the operator, what it is filled with from producers. What 
 - No Python object but plain values can be reached: no attribute, no method, only keys and places, the filters, tests
   and functions below.
 - Time and memory are bounded. There are no macros, no recursion, no assignments that outlive their loop: a template
-  does so much work for each step of its loops. Steps, the characters that it reads and makes, and its output are
-  counted, and end it. (A template that is a thousand filters long is the operator's own doing.)
+  does so much work for each step of its loops, and pays more for a step that does more. Steps, the characters that it
+  reads and makes, and its output are counted, and end it. How large the template itself is has bounds too.
 - In a JSON body, a text that is written bare is escaped for the inside of a JSON string: ``"{{ item.task_id }}"``
   stays one string, whatever is in it. ``tojson`` writes whole values, ``safe`` writes a text as it is.
 """
@@ -21,7 +21,7 @@ import jinja2
 from jinja2 import meta, nodes
 
 from cbq_exporter.delivery.render_errors import OutputTooLarge, RenderError
-from cbq_exporter.delivery.templates import budget
+from cbq_exporter.delivery.templates import budget, limits
 from cbq_exporter.delivery.templates.filters import Digest as Digest
 from cbq_exporter.delivery.templates.language import Environment, Guard, refuse
 from cbq_exporter.logs import printable
@@ -48,7 +48,7 @@ class Template:
         self._name = name
         environment = _JSON if escapes else _TEXT
         try:
-            tree = Guard().visit(environment.parse(source, name))
+            tree = Guard().visit(limits.parse(environment, source, name))
             self.names = frozenset(meta.find_undeclared_variables(tree)) - environment.globals.keys()
             _refuse_unknown(tree, self.names, known, secrets)
             code = environment.compile(tree, name, name)

@@ -72,7 +72,7 @@ def budget_of(context: Context) -> Budget:
     return budget
 
 
-def one_by_one(budget: Budget, values: Iterable[Any]) -> Iterator[Any]:
+def one_by_one(budget: Budget, values: Iterable[Any], cost: int = 1) -> Iterator[Any]:
     for value in values:
-        budget.step()
+        budget.step(cost)
         yield value

@@ -31,7 +31,10 @@ _OBJECTS = (dict, JsonObject)
 _WITH_PLACES = (*_OBJECTS, JsonArray, list, tuple, str)
 _KEYS = (str, int, float)
 _WITH_LENGTH = (*_WITH_PLACES, range)
-_MOST_BITS = 8192  # of a product: squared again and again, a number takes longer than its digits can be counted
+# Of a product, and of a number that a template says: squared again and again, one takes longer than its digits can be
+# counted.
+MOST_BITS = 8192
+_PARTS_OF_A_STEP = 20  # of a loop: how many names, filters, statements ... one step does
 _IN_LOOPS = frozenset({"depth", "depth0", "first", "index", "index0", "last", "length", "nextitem", "previtem"})
 
 
@@ -45,7 +48,8 @@ class Guard(NodeTransformer):
             if node.recursive:
                 refuse("recursive loops are not available here", node.lineno)
             self.generic_visit(node)
-            node.iter = _called("counted", node.iter)
+            cost = nodes.Const(1 + sum(1 for _ in node.find_all(nodes.Node)) // _PARTS_OF_A_STEP, lineno=node.lineno)
+            node.iter = _called("counted", node.iter, cost)
             return node
         self.generic_visit(node)
         if isinstance(node, nodes.Pair):
@@ -73,12 +77,12 @@ def _paid_operand(node: nodes.Expr) -> nodes.Expr:
     return node if isinstance(node, nodes.Const) else _called("made", node)
 
 
-def _counted(budget: Budget, values: Any) -> Iterable[Any]:
-    """What a loop goes over, each step paid for."""
+def _counted(budget: Budget, values: Any, cost: int) -> Iterable[Any]:
+    """What a loop goes over, each step paid for with ``cost``."""
     if isinstance(values, _WITH_LENGTH):
-        budget.step(len(values))
+        budget.step(cost * len(values))
         return values
-    return one_by_one(budget, values)
+    return one_by_one(budget, values, cost)
 
 
 def _made(budget: Budget, value: Any) -> Any:
@@ -176,7 +180,7 @@ class Environment(ImmutableSandboxedEnvironment):
                 str(value)  # says which
             if not isinstance(value, int | float):
                 raise TypeError(f"{operator} is for numbers, not for {name_of(value)}; texts are joined by ~")
-        if operator == "*" and _bits(left) + _bits(right) > _MOST_BITS:
+        if operator == "*" and _bits(left) + _bits(right) > MOST_BITS:
             raise ValueError("a product is too long a number")
         return _made(budget_of(context), super().call_binop(context, operator, left, right))
 
