@@ -25,6 +25,7 @@ class UpkeepReport:
 
     dead_trimmed: int = 0
     orphans: int = 0
+    turns: int = 0
     forgotten: int = 0
     resets_expired: int = 0
     audit_trimmed: int = 0
@@ -47,7 +48,7 @@ class Upkeep:
     async def run_once(self) -> UpkeepReport:
         """One bounded round; raises StoreError."""
         trimmed = await self._trim_dead()
-        swept = await self._queue.sweep()
+        swept, turns = await self._queue.sweep(), await self._queue.sweep_order()
         old = await self._queue.store_now_ms() - _RETURNED_KEPT_MS
         forgotten = 0
         for _ in range(_PAGES):
@@ -56,11 +57,18 @@ class Upkeep:
             if self._cursor == 0:
                 break
         expired = await self._expire_trash()
-        report = UpkeepReport(trimmed, swept, forgotten, expired, await self._audit.trim(self._name, _AUDIT_KEPT))
-        if trimmed or swept:
+        audit_trimmed = await self._audit.trim(self._name, _AUDIT_KEPT)
+        report = UpkeepReport(trimmed, swept, turns, forgotten, expired, audit_trimmed)
+        if trimmed or swept or turns:
             log.info(
                 "kept within bounds",
-                extra={"queue": self._name, "dead_trimmed": trimmed, "orphans": swept, "forgotten": forgotten},
+                extra={
+                    "queue": self._name,
+                    "dead_trimmed": trimmed,
+                    "orphans": swept,
+                    "turns": turns,
+                    "forgotten": forgotten,
+                },
             )
         return report
 

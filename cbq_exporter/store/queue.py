@@ -63,6 +63,7 @@ class Queue:
         self._connections = connections
         self._ahead_ms: int | None = None  # the store's clock less our elapsed time
         self._swept_to = {keys.records: 0, keys.payloads: 0}  # cursors
+        self._order_swept_to = b""  # the last entry that was looked at
 
     # --- the send lock -----------------------------------------------------------------------
 
@@ -480,6 +481,33 @@ class Queue:
             for chunk in _chunks(fields[::2], _MOST_ITEMS):
                 swept += await self._connections.run_named("sweep", [k.retry, k.dead, k.records, k.payloads], chunk)
             if self._swept_to[key] == 0:
+                break
+        return swept
+
+    async def sweep_order(self) -> int:
+        """Take those out of the order that stand there for nobody; returns how many.
+
+        Only what others delete of our keys leaves such behind. Where there are no more in the order than anybody could
+        stand for, it costs one round trip; else a bounded part is looked at, and the next call goes on from there.
+        """
+        k = self.keys
+        counts = await self._connections.read_many(
+            [("ZCARD", k.order), ("ZCARD", k.leases), ("ZCARD", k.retry), ("HLEN", k.returned)]
+        )
+        for count in counts:
+            if isinstance(count, Exception):
+                raise count
+        excess = counts[0] - sum(counts[1:])
+        swept = 0
+        for _ in range(_SWEEP_PAGES if excess > 0 else 0):
+            after = b"(" + self._order_swept_to if self._order_swept_to else "-"
+            page = await self._connections.read("ZRANGEBYLEX", k.order, after, "+", "LIMIT", 0, _MOST_ITEMS)
+            if page:
+                swept += await self._connections.run_named(
+                    "sweep_order", [k.order, k.leases, k.retry, k.returned], page
+                )
+            self._order_swept_to = page[-1] if len(page) == _MOST_ITEMS else b""
+            if not self._order_swept_to:
                 break
         return swept
 

@@ -23,6 +23,7 @@ from cbq_exporter.model import (
     Retry,
     Settled,
 )
+from cbq_exporter.store import queue
 from cbq_exporter.store.healing import Healing
 from cbq_exporter.store.trash import Trash
 from tests.support.queues import FAILURE, DrivenQueue
@@ -223,6 +224,33 @@ def test_what_somebody_has_deleted_is_waited_for_by_nobody(q: DrivenQueue) -> No
     push(q, item("a", 4))
     assert numbers(claim(q)) == [4]
     assert order(q) == 1
+
+
+def test_what_stands_in_the_order_for_nobody_is_swept_and_nothing_else(q: DrivenQueue) -> None:
+    """Of 1,200 keys, whose callbacks never come again; in pages, however many there are between them."""
+    push(q, *(item(f"gone {n}", n) for n in range(1200)))
+    while claim(q, 250).items:
+        pass
+    q.redis.delete(q.keys.leases, q.keys.processing)
+    push(q, *(item(f"k{n}", n) for n in range(100)), item("k0", 100))
+    held = claim(q).items  # of k0 two: one is under way, one waits for it in retry
+    assert numbers(claim(q)) == []
+    q.settle(RETRY_LATER, *held[10:20])
+    q.settle(PutBack(), *held[20:30])
+    q.redis.delete(q.keys.pending)  # taken by somebody else: they are remembered for a while
+    q.redis.zadd(q.keys.order, {"no turn": 0, "a:1|2|-": 0})
+    before = set(q.redis.zrange(q.keys.order, 0, -1))
+    assert q.do(q.queue.sweep_order()) == 1202
+    left = set(q.redis.zrange(q.keys.order, 0, -1))
+    assert {entry.split(b"|")[0].decode() for entry in left} >= {one.turn for one in held}
+    assert (left < before, len(left)) == (True, 101)
+    assert q.do(q.queue.sweep_order()) == 0
+
+
+def test_a_sweep_of_the_order_goes_on_where_the_last_one_ended(q: DrivenQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "_SWEEP_PAGES", 1)
+    q.redis.zadd(q.keys.order, {f"{n:020x}:1|1-1-1|{n:040x}|0|0|1": 0 for n in range(1300)})
+    assert [q.do(q.queue.sweep_order()) for _ in range(4)] == [500, 500, 300, 0]
 
 
 def test_what_another_worker_took_out_of_pending_is_waited_for_until_nothing_is_there(q: DrivenQueue) -> None:

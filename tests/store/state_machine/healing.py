@@ -171,6 +171,7 @@ class Healing(World):
         surplus = {name for name, _ in in_order[: max(0, len(in_order) - keep)]}
         surplus |= {name for name, ms in in_order if ms < LONG_AGO}
         expired = [name for name, one in model.trash.items() if one.expired]
+        ordered, in_excess = len(self.ordered), self.order_is_in_excess
         service = Upkeep(
             QUEUE,
             self.any_queue,
@@ -181,6 +182,7 @@ class Healing(World):
         )
         report = self.do(service.run_once())
         assert (report.dead_trimmed, report.orphans) == (len(surplus), len(model.orphans))
+        assert report.turns == (ordered - len(model.all_turns) if in_excess else 0)
         assert (report.forgotten, report.resets_expired) == (0, len(expired))
         for name in surplus:
             model.dead_purge(name)
@@ -197,6 +199,19 @@ class Healing(World):
     def sweep(self) -> None:
         assert self.do(self.any_queue.sweep()) == len(self.model.orphans)
         self.model.orphans = set()
+
+    @rule()
+    def the_order_is_swept(self) -> None:
+        """Of those that stand there for nobody. That all others stay is an invariant."""
+        ordered, in_excess = len(self.ordered), self.order_is_in_excess
+        swept = self.do(self.any_queue.sweep_order())
+        assert swept == (ordered - len(self.model.all_turns) if in_excess else 0)
+        assert len(self.ordered) == ordered - swept
+
+    @property
+    def order_is_in_excess(self) -> bool:
+        model = self.model
+        return len(self.ordered) > len(model.leases) + len(model.retry) + len(model.memory)
 
     @rule()
     def what_was_returned_is_forgotten(self) -> None:

@@ -44,12 +44,9 @@ class Invariants(World):
     @invariant()
     def whoever_has_a_turn_stands_in_the_order(self) -> None:
         """Once: so those behind it wait."""
-        model = self.model
-        turns = [kept.turn for kept in model.retry.values()]
-        turns += [memory.turn for memory in model.memory.values()]
-        turns += [lease.claimed.turn for lease in model.leases.values()]
         entered = Counter(entry.decode().partition("|")[0] for entry in self.ordered)
-        assert {turn: entered[turn] for turn in turns if turn} == {turn: 1 for turn in turns if turn}
+        turns = self.model.all_turns
+        assert {turn: entered[turn] for turn in turns} == dict.fromkeys(turns, 1)
 
     @invariant()
     def nothing_is_changed_without_an_audit_entry(self) -> None:

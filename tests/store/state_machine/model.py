@@ -274,6 +274,12 @@ class Model(Contents):
                     self.pending.pop(0)
         return taken, from_retry
 
+    @property
+    def all_turns(self) -> set[str]:
+        """Of those that have left pending for the first time and have not ended."""
+        turns = {kept.turn for kept in self.retry.values()} | {memory.turn for memory in self.memory.values()}
+        return (turns | {lease.claimed.turn for lease in self.leases.values()}) - {""}
+
     def turns(self, turn: str) -> Iterator[tuple[str, Kept | None]]:
         """All that have left pending and not ended, of the key of ``turn``; with those that wait in retry.
 
