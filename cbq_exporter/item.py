@@ -196,13 +196,12 @@ def _opens_many(payload: bytes) -> bool:
     Few begin as a rule: finding these takes a fraction of counting, which looks at each byte.
     """
     for bracket in (b"[", b"{"):
-        place = -1
-        for _ in range(_FEW):
+        place, few = payload.find(bracket), _FEW
+        while place >= 0:
+            few -= 1
+            if not few:
+                return payload.count(b"[") + payload.count(b"{") > MAX_DEPTH
             place = payload.find(bracket, place + 1)
-            if place < 0:
-                break
-        else:
-            return payload.count(b"[") + payload.count(b"{") > MAX_DEPTH
     return False
 
 
