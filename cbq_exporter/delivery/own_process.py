@@ -93,34 +93,20 @@ class OwnProcess:
         if self._socket is None:
             self._waiting += requests
             return
-        rows: list[tuple[Any, ...]] = []
+        under_way, number = self._under_way, self._number
+        batch: list[Request] = []
         size = 0
         for request in requests:
-            self._number += 1
-            self._under_way[self._number] = request.tag
-            # In the order of Request's fields, which is how it is read.
-            rows.append(
-                (
-                    request.url,
-                    request.body,
-                    request.headers,
-                    request.timeout,
-                    request.connect_timeout,
-                    request.not_after,
-                    self._number,
-                    request.gzip,
-                    request.tls,
-                    request.answer_bytes,
-                    request.destination,
-                    request.places,
-                )
-            )
+            number += 1
+            under_way[number], request.tag = request.tag, number  # the child cannot be given a tag
+            batch.append(request)
             size += len(request.body)
             if size > _FRAME:  # so that the first ones begin while the others are still being written
-                self._write(frame(REQUESTS, rows))
-                rows, size = [], 0
-        if rows:
-            self._write(frame(REQUESTS, rows))
+                self._write(frame(REQUESTS, batch))
+                batch, size = [], 0
+        self._number = number
+        if batch:
+            self._write(frame(REQUESTS, batch))
 
     def cancel_unstarted(self) -> None:
         """What has no connection yet comes back as CANCELLED."""
