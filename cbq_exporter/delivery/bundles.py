@@ -17,7 +17,7 @@ import msgspec
 
 from cbq_exporter.config import CoalesceConfig
 from cbq_exporter.delivery.destinations import Parcel
-from cbq_exporter.delivery.exchange import SAMPLE_BYTES, Exchange, Request
+from cbq_exporter.delivery.exchange import SAMPLE_BYTES, Exchange
 from cbq_exporter.delivery.judgement import kind_of_status
 from cbq_exporter.delivery.sender import Ended
 from cbq_exporter.delivery.shaping import webhook_id
@@ -35,23 +35,31 @@ _ANSWER_BYTES_EACH = 512
 class Bundle(Parcel, kw_only=True, eq=False):
     """Callbacks that go in one request: a parcel to whoever sends it. ``lost``: one of them is.
 
-    ``end`` is that of the request; the exchanges of its members have the bundle for a tag.
+    ``end`` is that of the request where its members have ends of their own, whose exchanges have the bundle for a tag.
     """
 
-    members: Sequence[Parcel]
+    id: str
     end: Exchange | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.id
+
+    @property
+    def answer_bytes(self) -> int:
+        return max(_ANSWER_BYTES, _ANSWER_BYTES_EACH * len(self.members))
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What came of a bundle: each member is in exactly one of the two. ``again`` are sent as they stand together."""
+    """What came of a bundle: each member is in exactly one of the two. ``again`` are sent as they stand together.
 
+    Where one end is that of all, the bundle stands for its members in ``ended``.
+    """
+
+    size: int
     ended: Sequence[Ended]
     again: Sequence[Sequence[Parcel]] = ()
-
-    @property
-    def size(self) -> int:
-        return len(self.ended) + sum(map(len, self.again))
 
     @property
     def is_partial(self) -> bool:
@@ -65,52 +73,46 @@ class Opened:
 
 def kind_of(parcel: Parcel) -> tuple[object, ...]:
     """What those that go together have in common: receiver, URL and headers but for those made for each request."""
-    headers = parcel.request.headers
-    return parcel.receiver, parcel.request.url, *headers[: len(headers) - parcel.receiver.shaper.added]
+    return parcel.receiver, parcel.url, *parcel.headers
 
 
-def can_be_bundled(parcel: Parcel, coalesce: CoalesceConfig) -> bool:
-    """What is no JSON goes alone, and so does a last attempt: nobody shall die of a neighbour's fault."""
-    return (
-        size_in(parcel, coalesce) <= coalesce.max_bytes
-        and parcel.claimed.attempts + 1 < parcel.receiver.retry.max_attempts
-        and _is_json(parcel.request.body)
-    )
+def looks_like(parcel: Parcel, other: Parcel) -> bool:
+    """Whether they are of one kind, by a look that costs little: False where it cannot tell."""
+    return parcel.headers is other.headers and parcel.receiver is other.receiver and parcel.url == other.url
 
 
-def size_in(parcel: Parcel, coalesce: CoalesceConfig) -> int:
-    """Bytes that it takes in the body of a bundle."""
-    return len(parcel.request.body) + 1 + (_BYTES_FOR_IDS if coalesce.field else 0)
+def size_in(parcel: Parcel, coalesce: CoalesceConfig) -> int | None:
+    """Bytes that it takes in the body of a bundle; None: it goes alone.
+
+    What is no JSON does, and so does a last attempt: nobody shall die of a neighbour's fault.
+    """
+    size = len(parcel.body) + 1 + (_BYTES_FOR_IDS if coalesce.field else 0)
+    is_last = parcel.claimed.attempts + 1 >= parcel.receiver.retry.max_attempts
+    return None if size > coalesce.max_bytes or is_last or not _is_json(parcel) else size
 
 
 def bundle(members: Sequence[Parcel], coalesce: CoalesceConfig) -> Bundle:
     """Of members of one kind, two at least, which belong to it from now on."""
     first = members[0]
-    receiver, alone = first.receiver, first.request
-    ids = [webhook_id(one.claimed) for one in members]
-    body = b"[" + b",".join([one.request.body for one in members]) + b"]"
-    headers = alone.headers[: len(alone.headers) - receiver.shaper.added]
+    ids = _ids_of(members)
+    body = b"".join([b"[", b",".join([one.body for one in members]), b"]"])
+    headers = first.headers
     if coalesce.field is not None:
         body = b'{%b:%b,"ids":%b}' % (msgspec.json.encode(coalesce.field), body, msgspec.json.encode(ids))
     elif len(ids) <= _MOST_IDS_IN_A_HEADER:
-        headers.append(f"webhook-ids: {','.join(ids)}")
-    headers += receiver.shaper.headers_for(id_of(ids), body)
-    request = Request(
-        alone.url,
+        headers = [*headers, f"webhook-ids: {','.join(ids)}"]
+    made = Bundle(
+        first.number,
+        first.claimed,
+        first.receiver,
+        first.url,
         body,
         headers,
-        alone.timeout,
-        alone.connect_timeout,
-        min(one.request.not_after for one in members),
-        gzip=receiver.gzip_from is not None and len(body) >= receiver.gzip_from,
-        tls=alone.tls,
-        answer_bytes=max(_ANSWER_BYTES, _ANSWER_BYTES_EACH * len(members)),
-        destination=alone.destination,
-        places=alone.places,
+        min([one.not_after for one in members]),
+        lost=any(one.lost for one in members),
+        members=members,
+        id=id_of(ids),
     )
-    made = Bundle(first.number, first.claimed, receiver, request, None, members=members)
-    made.lost = any(one.lost for one in members)
-    request.tag = made
     for one in members:
         one.bundle = made
     return made
@@ -121,7 +123,14 @@ def id_of(ids: Sequence[str]) -> str:
     return f"msg_{hashlib.sha1(','.join(ids).encode(), usedforsecurity=False).hexdigest()}"
 
 
-def _is_json(body: bytes) -> bool:
+def _ids_of(members: Sequence[Parcel]) -> list[str]:
+    return [webhook_id(one.claimed) for one in members]
+
+
+def _is_json(parcel: Parcel) -> bool:
+    body = parcel.body
+    if parcel.receiver.shaper.posts_what_was_read and b"\\" not in body:
+        return True  # items are read as JSON: nothing else passes there but halves of surrogate pairs
     try:
         _any_json(body)
     except (msgspec.MsgspecError, RecursionError):
@@ -137,29 +146,28 @@ _any_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 def taken_apart(whole: Bundle) -> Sequence[Parcel]:
     """Its members, none of which belongs to it any more."""
-    whole.request.tag = None
     for one in whole.members:
-        one.bundle = one.request.tag = None
+        one.bundle = None
     return whole.members
 
 
 def opened(whole: Bundle, exchange: Exchange) -> Opened:
     """What the end of its request means for each member, none of which belongs to it any more."""
     members = taken_apart(whole)
-    exchange.tag, whole.end = whole, msgspec.structs.replace(exchange, tag=None, sample=b"")  # no circle
-    results = read_results(exchange.sample, [webhook_id(one.claimed) for one in members]) if exchange.status else None
+    count = len(members)
+    results = read_results(exchange.sample, _ids_of(members)) if exchange.status and exchange.sample else None
     if results is not None:
-        return Opened(_by_results(members, results, exchange))
+        exchange.tag, whole.end = whole, msgspec.structs.replace(exchange, tag=None, sample=b"")  # no circle
+        return Opened(count, _by_results(members, results, exchange))
     if exchange.status in SPLITS and retry.meaning_of(exchange.status, whole.receiver.retry) == "dead":
-        half = len(members) // 2
-        return Opened([], [members[:half], members[half:]])
-    if exchange.failure is None and _were_cut_off(exchange.sample, whole.request.answer_bytes):
-        detail = f"answered {exchange.status} with results longer than {whole.request.answer_bytes:,} bytes"
-        shared = Exchange(whole, 0, FailureKind.PROTOCOL, detail=detail, duration=exchange.duration)
-        whole.end = msgspec.structs.replace(shared, tag=None)
-    else:
-        shared = _shared(exchange)
-    return Opened([(one, shared) for one in members])
+        half = count // 2
+        return Opened(count, [], [members[:half], members[half:]])
+    if exchange.failure is None and _were_cut_off(exchange.sample, whole.answer_bytes):
+        detail = f"answered {exchange.status} with results longer than {whole.answer_bytes:,} bytes"
+        return Opened(
+            count, [(whole, Exchange(whole, 0, FailureKind.PROTOCOL, detail=detail, duration=exchange.duration))]
+        )
+    return Opened(count, [(whole, _shared(exchange))])
 
 
 def of_request(exchange: Exchange) -> Exchange:

@@ -23,6 +23,7 @@ from cbq_exporter.delivery.sender import Ended, Sender
 
 @dataclass(slots=True)
 class _Gathering:
+    kind: tuple[object, ...]
     coalesce: CoalesceConfig
     members: list[Parcel] = field(default_factory=list)
     size: int = 0  # bytes
@@ -57,15 +58,17 @@ class Coalescer(Sender):
         """With ``spread``, so many seconds between the starts of two that go alone."""
         alone: list[Parcel] = []
         ready: list[Parcel] = []
+        gathering: _Gathering | None = None
         for parcel in parcels:
             coalesce = parcel.receiver.coalesce
-            if coalesce is None or not bundles.can_be_bundled(parcel, coalesce):
+            size = None if coalesce is None else bundles.size_in(parcel, coalesce)
+            if coalesce is None or size is None:
                 alone.append(parcel)
             else:
-                self._gather(parcel, coalesce, ready)
-        for kind, gathering in list(self._gatherings.items()):
+                gathering = self._gather(parcel, size, coalesce, gathering, ready)
+        for gathering in list(self._gatherings.values()):
             if gathering.timer is None:
-                self._wait_for_others(kind, gathering, ready)
+                self._wait_for_others(gathering, ready)
         super().send(ready)
         super().send(alone, spread=spread)
 
@@ -86,41 +89,49 @@ class Coalescer(Sender):
 
     # --- gathering ---------------------------------------------------------------------------
 
-    def _gather(self, parcel: Parcel, coalesce: CoalesceConfig, ready: list[Parcel]) -> None:
-        kind = bundles.kind_of(parcel)
-        size = bundles.size_in(parcel, coalesce)
-        gathering = self._gatherings.get(kind)
-        if gathering is not None and gathering.size + size > coalesce.max_bytes:
-            ready.append(self._take(kind))
-            gathering = None
-        if gathering is None:
-            gathering = self._gatherings[kind] = _Gathering(coalesce)
+    def _gather(
+        self, parcel: Parcel, size: int, coalesce: CoalesceConfig, last: _Gathering | None, ready: list[Parcel]
+    ) -> _Gathering | None:
+        """``last`` is what this has returned for the one before: of a run of one kind only the first is looked up."""
+        gathering = last
+        if gathering is None or not bundles.looks_like(parcel, gathering.members[0]):
+            kind = bundles.kind_of(parcel)
+            gathering = self._gatherings.get(kind) or self._begin(kind, coalesce)
+        if gathering.members and gathering.size + size > coalesce.max_bytes:
+            ready.append(self._take(gathering))
+            gathering = self._begin(gathering.kind, coalesce)
         gathering.members.append(parcel)
         gathering.size += size
-        if len(gathering.members) >= coalesce.size:
-            ready.append(self._take(kind))
+        if len(gathering.members) < coalesce.size:
+            return gathering
+        ready.append(self._take(gathering))
+        return None
 
-    def _wait_for_others(self, kind: tuple[object, ...], gathering: _Gathering, ready: list[Parcel]) -> None:
+    def _begin(self, kind: tuple[object, ...], coalesce: CoalesceConfig) -> _Gathering:
+        gathering = self._gatherings[kind] = _Gathering(kind, coalesce)
+        return gathering
+
+    def _wait_for_others(self, gathering: _Gathering, ready: list[Parcel]) -> None:
         linger = gathering.coalesce.linger
         if linger > 0:
-            gathering.timer = asyncio.get_running_loop().call_later(linger, self._waited, kind)
+            gathering.timer = asyncio.get_running_loop().call_later(linger, self._waited, gathering)
         else:
-            ready.append(self._take(kind))
+            ready.append(self._take(gathering))
 
-    def _waited(self, kind: tuple[object, ...]) -> None:
-        super().send([self._take(kind)])
+    def _waited(self, gathering: _Gathering) -> None:
+        super().send([self._take(gathering)])
 
-    def _take(self, kind: tuple[object, ...]) -> Parcel:
-        gathering = self._gatherings.pop(kind)
+    def _take(self, gathering: _Gathering) -> Parcel:
+        del self._gatherings[gathering.kind]
         if gathering.timer is not None:
             gathering.timer.cancel()
         return _together(gathering.members)
 
     def _take_gathered(self, destination: str | None = None) -> list[Parcel]:
         taken: list[Parcel] = []
-        for kind, gathering in list(self._gatherings.items()):
+        for gathering in list(self._gatherings.values()):
             if destination is None or gathering.members[0].destination == destination:
-                taken += _apart([self._take(kind)])
+                taken += _apart([self._take(gathering)])
         return taken
 
     # --- the ends of requests ----------------------------------------------------------------
@@ -137,7 +148,7 @@ class Coalescer(Sender):
             told += result.ended
             again += map(_together, result.again)
         if again and self._stopping:
-            told += [(parcel, cancelled(parcel.request)) for parcel in _apart(again)]
+            told += [(parcel, cancelled(parcel)) for parcel in _apart(again)]
         elif again:
             super().send(again)
         if told:
@@ -148,7 +159,6 @@ def _together(members: Sequence[Parcel]) -> Parcel:
     coalesce = members[0].receiver.coalesce
     if len(members) == 1 or coalesce is None:
         (alone,) = members
-        alone.request.tag = alone
         return alone
     return bundles.bundle(members, coalesce)
 

@@ -25,6 +25,7 @@ from cbq_exporter.delivery import pacing
 from cbq_exporter.delivery.exchange import Request
 from cbq_exporter.delivery.pacing import Pace, PaceRule
 from cbq_exporter.delivery.receivers import Receiver
+from cbq_exporter.delivery.shaping import webhook_id
 from cbq_exporter.model import Claimed
 
 _UNPACED = Pace()
@@ -40,29 +41,65 @@ _MOST_HEARD = 10_000  # of these
 class Parcel(msgspec.Struct, eq=False):
     """One claimed callback on its way. ``number`` is its place in the order of claiming.
 
-    ``size`` is how many bytes are held in memory for it. ``offered_monotonic`` is when it began to wait here.
-    ``lost``: its lease is not ours any more. ``bundle`` is what it goes in while it goes together with others.
+    ``url``, ``body`` and ``not_after``: see ``Request``; ``headers`` are those that its shaper does not make for each
+    request. ``size`` is how many bytes are held in memory for it. ``offered_monotonic`` is when it began to wait here.
+    ``lost``: its lease is not ours any more. ``bundle`` is what it goes in while it goes together with others, and the
+    ``members`` of a bundle are those; else there are none.
+    ``request`` is there from its start until its end is told: the two hold each other.
     """
 
     number: int
     claimed: Claimed
     receiver: Receiver
-    request: Request
-    queued_at: float | None
+    url: str
+    body: bytes
+    headers: list[str]
+    not_after: float
+    queued_at: float | None = None
     size: int = 0
     offered_monotonic: float = 0.0
     lost: bool = False
     bundle: Parcel | None = None
+    members: Sequence[Parcel] = ()
+    request: Request | None = None
 
     @property
     def destination(self) -> str:
         return self.receiver.name
 
+    @property
+    def request_id(self) -> str:
+        return webhook_id(self.claimed)
+
+    @property
+    def answer_bytes(self) -> int:
+        """See ``Request``."""
+        return 0
+
+    def make_request(self) -> Request:
+        """What to send, made and signed now."""
+        receiver, body = self.receiver, self.body
+        self.request = request = Request(
+            self.url,
+            body,
+            self.headers + receiver.shaper.headers_for(self.request_id, body),
+            receiver.timeout,
+            receiver.connect_timeout,
+            self.not_after,
+            self,
+            receiver.gzip_from is not None and len(body) >= receiver.gzip_from,
+            receiver.tls,
+            self.answer_bytes,
+            receiver.name,
+            receiver.places,
+        )
+        return request
+
     def prolong(self, not_after: float) -> None:
         """``not_after``: see ``Request``."""
         for one in (self, self.bundle):
             if one is not None and not one.lost:
-                one.request.not_after = not_after
+                one._end_at(not_after)
 
     def withdraw(self) -> None:
         """Its lease is not ours any more: if it was not started, it must not start, nor what it goes in."""
@@ -70,7 +107,12 @@ class Parcel(msgspec.Struct, eq=False):
         for one in (self, self.bundle):
             if one is not None:
                 one.lost = True
-                one.request.not_after = float("-inf")
+                one._end_at(float("-inf"))
+
+    def _end_at(self, not_after: float) -> None:
+        self.not_after = not_after
+        if self.request is not None:
+            self.request.not_after = not_after
 
 
 @dataclass(slots=True)
@@ -151,27 +193,27 @@ class Destinations:
         self._note_what_for(receiver.name, destination)
         return False
 
-    def ended(self, name: str, now: float, *, answered: bool) -> Sequence[Parcel]:
-        """A send has ended, by an answer of any kind or without one; those to start now."""
+    def ended(self, name: str, now: float, *, answered: bool, count: int = 1) -> Sequence[Parcel]:
+        """So many sends have ended, by answers of any kind or without any; those to start now."""
         destination = self._all[name]
-        destination.in_flight -= 1
+        destination.in_flight -= count
         if not destination.heard:
-            self._unheard -= 1
+            self._unheard -= count
         if answered:
             self._answered_monotonic = now
             destination.silent = 0
             if destination.allowed < destination.concurrency:
-                destination.allowed += 1
+                destination.allowed = min(destination.allowed + count, destination.concurrency)
             if not destination.heard:
                 destination.heard = True
                 self._unheard -= destination.in_flight
         elif destination.heard:
-            destination.silent += 1
+            destination.silent += count
             if destination.silent >= destination.first:
                 destination.heard = False
                 destination.allowed, destination.ahead = destination.first, 0
                 self._unheard += destination.in_flight
-        destination.ended += 1
+        destination.ended += count
         elapsed = now - destination.measured_monotonic
         if elapsed >= _MEASURED_FOR or (destination.ended >= _MANY and elapsed > 0):
             destination.speed = destination.ended / elapsed
@@ -268,8 +310,13 @@ class Destinations:
 
     def _begin_waiting(self, name: str, destination: _Destination, now: float) -> list[Parcel]:
         """What waits there and may begin."""
-        begun: list[Parcel] = []
         waiting = destination.waiting
+        if destination.heard and destination.paced is None:
+            count = max(0, min(len(waiting), destination.allowed + destination.ahead - destination.in_flight))
+            destination.in_flight += count
+            self.waiting -= count
+            return [waiting.popleft() for _ in range(count)]
+        begun: list[Parcel] = []
         while waiting and destination.in_flight < destination.allowed + destination.ahead:
             if (not destination.heard and self._unheard >= self._most_unheard) or (
                 destination.paced is not None and pacing.ready_at(destination.pace) > now
@@ -299,7 +346,7 @@ class Destinations:
         if not destination.heard:
             self._unheard += 1
         if destination.paced is not None:
-            destination.pace = pacing.begun(destination.pace, destination.paced, len(parcel.request.body), now)
+            destination.pace = pacing.begun(destination.pace, destination.paced, len(parcel.body), now)
 
     def _note_what_for(self, name: str, destination: _Destination) -> None:
         """What the first that waits there waits for, where it is not the end of a send to it."""

@@ -115,7 +115,7 @@ class Engine:
             return
         if not self._unsent:
             self._loop.call_soon(self._report_unsent)
-        self._unsent += [cancelled(request) for request in self._waiting]
+        self._unsent += [cancelled(request.tag) for request in self._waiting]
         self._waiting.clear()
 
     async def close(self, grace: float) -> None:

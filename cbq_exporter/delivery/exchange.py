@@ -68,22 +68,22 @@ class Exchange(msgspec.Struct, gc=False, array_like=True):
 
 
 def blocked(request: Request, reason: str) -> Exchange:
-    return _unsent(request, FailureKind.BLOCKED, f"blocked: {reason}")
+    return _unsent(request.tag, FailureKind.BLOCKED, f"blocked: {reason}")
 
 
-def cancelled(request: Request) -> Exchange:
-    return _unsent(request, FailureKind.CANCELLED, "stopped before it was sent")
+def cancelled(tag: Any) -> Exchange:
+    return _unsent(tag, FailureKind.CANCELLED, "stopped before it was sent")
 
 
 def expired(request: Request) -> Exchange:
-    return _unsent(request, FailureKind.EXPIRED, "not sent: its lease could have run out")
+    return _unsent(request.tag, FailureKind.EXPIRED, "not sent: its lease could have run out")
 
 
 def not_sendable(request: Request, trouble: Exception, *, local: bool = False) -> Exchange:
     """``local``: our fault. Else the same request would be refused again, so it uses up an attempt."""
     local |= isinstance(trouble, MemoryError) or (isinstance(trouble, OSError) and trouble.errno in LOCAL_ERRNOS)
     kind = FailureKind.LOCAL if local else FailureKind.PROTOCOL
-    return _unsent(request, kind, f"cannot be sent: {one_line(trouble)}")
+    return _unsent(request.tag, kind, f"cannot be sent: {one_line(trouble)}")
 
 
 def one_line(trouble: object) -> str:
@@ -91,5 +91,5 @@ def one_line(trouble: object) -> str:
     return printable(" ".join(str(trouble).split()), _LONGEST_DETAIL)[:_LONGEST_DETAIL]
 
 
-def _unsent(request: Request, kind: FailureKind, detail: str) -> Exchange:
-    return Exchange(request.tag, 0, kind, detail=detail, never_left=True)
+def _unsent(tag: Any, kind: FailureKind, detail: str) -> Exchange:
+    return Exchange(tag, 0, kind, detail=detail, never_left=True)

@@ -13,7 +13,7 @@ from cbq_exporter.config import DestinationConfig, QueueConfig
 from cbq_exporter.config.files import Files
 from cbq_exporter.delivery import shaping
 from cbq_exporter.delivery.receivers import Receiver, Receivers
-from cbq_exporter.delivery.shaping import Shaped, Unusable
+from cbq_exporter.delivery.shaping import Unusable
 from cbq_exporter.model import Claimed
 
 _SENSITIVE = re.compile(r"auth|cookie|credential|key|pass|secret|signature|token", re.IGNORECASE)
@@ -67,7 +67,9 @@ def preview(
     if isinstance(shaped, Unusable):
         return Preview(settings, read.target.url, reason=shaped.reason, detail=shaped.detail)
     user_agent = queue.delivery.user_agent or f"cbq-exporter/{__version__}"
-    return Preview(settings, read.target.url, _headers(user_agent, shaped, receiver), shaped.body)
+    headers = receiver.shaper.all_headers(claimed, shaped)
+    compressed = receiver.gzip_from is not None and len(shaped.body) >= receiver.gzip_from
+    return Preview(settings, read.target.url, _headers(user_agent, headers, compressed), shaped.body)
 
 
 def _settings(receiver: Receiver, destinations: Sequence[DestinationConfig]) -> Settings:
@@ -85,12 +87,12 @@ def _settings(receiver: Receiver, destinations: Sequence[DestinationConfig]) -> 
     )
 
 
-def _headers(user_agent: str, shaped: Shaped, receiver: Receiver) -> tuple[tuple[str, str], ...]:
+def _headers(user_agent: str, lines: Sequence[str], compressed: bool) -> tuple[tuple[str, str], ...]:
     made = [("user-agent", user_agent)]
-    for line in shaped.headers:
+    for line in lines:
         name, _, value = line.partition(": ")
         made.append((name, _masked(name, value)))
-    if receiver.gzip_from is not None and len(shaped.body) >= receiver.gzip_from:
+    if compressed:
         made.append(("content-encoding", "gzip"))
     return tuple(made)
 

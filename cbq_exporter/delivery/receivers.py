@@ -40,7 +40,8 @@ T = TypeVar("T")
 class Receiver:
     """What holds for a callback. ``name`` is the entry's, or the host where there is none.
 
-    ``concurrency`` is not above that of the queue: more would wait where nobody sees that they wait.
+    ``concurrency`` is not above that of the queue: more would wait where nobody sees that they wait. ``places``: see
+    ``Request``.
     ``first_concurrency`` holds until it answers. Times are seconds, ``rate`` is requests a second, ``bandwidth`` bits a
     second, ``gzip_from`` bytes.
     """
@@ -60,6 +61,7 @@ class Receiver:
     breaker: BreakerConfig | None
     coalesce: CoalesceConfig | None
     tls: Certificates | None
+    places: int
 
 
 class Receivers:
@@ -172,11 +174,16 @@ def _usual(queue: QueueConfig, making: _Making) -> Receiver:
         breaker=delivery.breaker,
         coalesce=delivery.coalesce,
         tls=None,
+        places=_places(concurrency, delivery),
     )
 
 
 def _first(said: int | None, concurrency: int) -> int:
     return min(concurrency, max(_FIRST_PLACES, concurrency // _FIRST_PART) if said is None else said)
+
+
+def _places(concurrency: int, delivery: DeliveryConfig) -> int:
+    return 0 if concurrency >= delivery.concurrency else concurrency
 
 
 def _own(entry: DestinationConfig, usual: Receiver, making: _Making) -> Receiver:
@@ -211,6 +218,7 @@ def _own(entry: DestinationConfig, usual: Receiver, making: _Making) -> Receiver
         breaker=_either(entry.breaker, usual.breaker),
         coalesce=coalesce,
         tls=_certificates(entry.tls),
+        places=_places(concurrency, making.delivery),
     )
 
 

@@ -6,7 +6,7 @@ Each parcel handed over comes back exactly once: as ended, with its exchange, or
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from cbq_exporter.clock import Clock
 from cbq_exporter.delivery.destinations import Appetite, Destinations, Parcel
@@ -102,7 +102,7 @@ class Sender:
     def _offer(self, parcels: Sequence[Parcel]) -> None:
         now = self._clock.monotonic()
         offer = self._destinations.offer
-        self._engine.submit([parcel.request for parcel in parcels if offer(parcel, now)])
+        self._engine.submit([parcel.make_request() for parcel in parcels if offer(parcel, now)])
         self._await_moment(now)
 
     def _await_moment(self, now: float) -> None:
@@ -117,21 +117,35 @@ class Sender:
     def _begin_due(self) -> None:
         self._moment = None
         now = self._clock.monotonic()
-        self._engine.submit([parcel.request for parcel in self._destinations.due(now)])
+        self._engine.submit([parcel.make_request() for parcel in self._destinations.due(now)])
         self._await_moment(now)
 
     def _on_done(self, exchanges: list[Exchange]) -> None:
         now = self._clock.monotonic()
         ended: list[Ended] = []
         following: list[Parcel] = []
-        ended_at = self._destinations.ended
-        for exchange in exchanges:
-            parcel: Parcel = exchange.tag
-            parcel.request.tag = None  # they hold each other: without this only the garbage collector frees them
-            ended.append((parcel, exchange))
-            following += ended_at(parcel.receiver.name, now, answered=exchange.status > 0)
+        for receiver, answered, those in _runs(exchanges):
+            ended += those
+            following += self._destinations.ended(receiver.name, now, answered=answered, count=len(those))
         # First keep the line busy, then do the books.
         if following:
-            self._engine.submit([after.request for after in following])
+            self._engine.submit([after.make_request() for after in following])
         self._await_moment(now)
         self._on_ended(ended)
+
+
+def _runs(exchanges: Sequence[Exchange]) -> Iterator[tuple[Receiver, bool, list[Ended]]]:
+    """As long as they are of one receiver, which has answered or has not: most of a batch are, as a rule."""
+    receiver: Receiver | None = None
+    answered = False
+    run: list[Ended] = []
+    for exchange in exchanges:
+        parcel: Parcel = exchange.tag
+        parcel.request = None  # they hold each other: without this only the garbage collector frees them
+        if parcel.receiver is not receiver or (exchange.status > 0) is not answered:
+            if receiver is not None:
+                yield receiver, answered, run
+            receiver, answered, run = parcel.receiver, exchange.status > 0, []
+        run.append((parcel, exchange))
+    if receiver is not None:
+        yield receiver, answered, run

@@ -14,7 +14,7 @@ from cbq_exporter.config import RequestConfig
 from cbq_exporter.config.files import Files
 from cbq_exporter.delivery import url
 from cbq_exporter.delivery.render_errors import OutputTooLarge, RenderError
-from cbq_exporter.delivery.signing import LINES, Signer
+from cbq_exporter.delivery.signing import Signer
 from cbq_exporter.delivery.values import Values
 from cbq_exporter.model import Claimed, DeadReason
 
@@ -34,7 +34,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 
 
 class Shaped(msgspec.Struct, frozen=True, gc=False):
-    """What is to be posted; ``headers`` are whole lines."""
+    """What is to be posted; ``headers`` are whole lines, all but those ``headers_for`` it alone."""
 
     body: bytes
     headers: list[str]
@@ -87,6 +87,7 @@ class Shaper:
         self._signer = signer
         self._clock = clock
         self._posts_data = request.body == "data"
+        self.posts_what_was_read = isinstance(request.body, str)  # a part of the item, as it stands there
         templates = {name: value for name, value in request.headers.items() if "{{" in value or "{%" in value}
         self._rendering: Rendering | None = None
         if templates or request.item_headers or not isinstance(request.body, str):
@@ -125,12 +126,11 @@ class Shaper:
                 f"the body has {len(body):,} bytes; delivery.max_request_bytes allows {self._max_bytes:,}",
                 read.target.url,
             )
-        return Shaped(body, headers + self.headers_for(webhook_id(claimed), body))
+        return Shaped(body, headers)
 
-    @property
-    def added(self) -> int:
-        """How many of a request's header lines, the last ones, are ``headers_for`` it alone."""
-        return self._sends_id + (0 if self._signer is None else LINES)
+    def all_headers(self, claimed: Claimed, shaped: Shaped) -> list[str]:
+        """Those of a request that goes now with this callback alone."""
+        return shaped.headers + self.headers_for(webhook_id(claimed), shaped.body)
 
     def headers_for(self, request_id: str, body: bytes) -> list[str]:
         """Its idempotency id and its signatures."""

@@ -14,7 +14,6 @@ from cbq_exporter.config import SigningConfig
 from cbq_exporter.config.files import Files, not_usable
 
 LEAST, MOST = 24, 64  # bytes of a secret, as the specification has it
-LINES = 2  # that are added to a request's headers
 
 _BLOCK = 64  # bytes that SHA-256 takes at a time
 _PREFIX = "whsec_"

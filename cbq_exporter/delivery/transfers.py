@@ -154,7 +154,7 @@ class Transfers:
 
     def _give_back_taken(self) -> None:
         if self._taken:
-            self._port.give([cancelled(request) for request in self._taken])
+            self._port.give([cancelled(request.tag) for request in self._taken])
             self._taken.clear()
 
     def _begin(self, request: Request, now: float) -> Exchange | None:

@@ -153,14 +153,14 @@ class Observed:
     Each bucket keeps the latest exemplar of what was no less than the definition's ``exemplars_from``.
     """
 
-    __slots__ = ("_bounds", "_changed", "_counts", "_exemplars", "_exemplars_from", "_news", "_samples", "_sum")
+    __slots__ = ("_bounds", "_changed", "_counts", "_exemplars", "_news", "_samples", "_sum", "exemplars_from")
 
     def __init__(self, of: Definition, labels: _Labels, news: _News) -> None:
         self._bounds = of.buckets
         self._counts = [0] * (len(of.buckets) + 1)
         self._sum = 0.0
         self._exemplars: dict[int, Exemplar] = {}  # by the place of the bucket
-        self._exemplars_from = of.exemplars_from
+        self.exemplars_from = of.exemplars_from
         self._news = news
         self._changed = False
         name = of.full_name
@@ -178,7 +178,7 @@ class Observed:
 
     def exemplify(self, amount: float, labels: _Labels, at: float) -> None:
         """Whose an observed ``amount`` was, and when (epoch seconds). Not kept where it was small."""
-        if amount >= self._exemplars_from:
+        if amount >= self.exemplars_from:
             self._exemplars[bisect_left(self._bounds, amount)] = Exemplar(labels, amount, at)
             self._changed = self._news.there_are = True
 

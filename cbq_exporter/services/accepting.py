@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from cbq_exporter.clock import Clock
 from cbq_exporter.delivery import ordering, shaping
 from cbq_exporter.delivery.destinations import Parcel
-from cbq_exporter.delivery.exchange import Request
 from cbq_exporter.delivery.receivers import Receiver, Receivers
 from cbq_exporter.delivery.shaping import Unusable
 from cbq_exporter.model import Claim, Claimed, Dead, Failure, Held, PutOff, Settlement
@@ -26,12 +25,10 @@ class Accepted:
 class Acceptor:
     """Parcels are numbered in the order of claiming."""
 
-    def __init__(self, receivers: Receivers, holding: Holding, clock: Clock, most_open: int) -> None:
-        """``most_open``: requests to all destinations together."""
+    def __init__(self, receivers: Receivers, holding: Holding, clock: Clock) -> None:
         self._receivers = receivers
         self._holding = holding
         self._clock = clock
-        self._most_open = most_open
         self._number = 0
 
     def accept(self, claim: Claim, not_after: float, paused: Collection[str]) -> Accepted:
@@ -66,23 +63,22 @@ class Acceptor:
                 accepted.not_sent.append(self._given_up(claimed, shaped))
                 continue
             body = shaped.body
-            request = Request(
-                read.target.url,
-                body,
-                shaped.headers,
-                receiver.timeout,
-                receiver.connect_timeout,
-                not_after,
-                gzip=receiver.gzip_from is not None and len(body) >= receiver.gzip_from,
-                tls=receiver.tls,
-                destination=receiver.name,
-                places=0 if receiver.concurrency >= self._most_open else receiver.concurrency,
-            )
             self._number += 1
             copies = 1 if receiver.coalesce is None else 2
             size = len(claimed.payload) + copies * len(body)
-            parcel = request.tag = Parcel(self._number, claimed, receiver, request, read.queued_at, size)
-            accepted.parcels.append(parcel)
+            accepted.parcels.append(
+                Parcel(
+                    self._number,
+                    claimed,
+                    receiver,
+                    read.target.url,
+                    body,
+                    shaped.headers,
+                    not_after,
+                    read.queued_at,
+                    size,
+                )
+            )
         if held_back:
             accepted.not_sent.extend(self._holding.put_off(held_back))
         return accepted

@@ -132,7 +132,7 @@ class Backlogs:
         return settlements
 
     def put_off_parcels(self, parcels: Iterable[Parcel], why: PutOff) -> list[Settlement]:
-        return self.put_off([(one.claimed, one.request.url, one.receiver) for one in parcels], why)
+        return self.put_off([(one.claimed, one.url, one.receiver) for one in parcels], why)
 
     def stored(self, settlements: Sequence[Settlement]) -> None:
         """The store has them; those that were not put off do not matter."""

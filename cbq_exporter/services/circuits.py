@@ -51,9 +51,10 @@ class Circuits:
     def tell(self, ended: Sequence[Ended]) -> None:
         """Sends have ended. Callbacks that went in one request count once."""
         counts: dict[Receiver, list[int]] = {}  # of those that succeeded, and of those that failed
+        receiver: Receiver | None = None  # of the one before: as a rule it is that of all
+        count = [0, 0]
         bundle: object = None
         for parcel, exchange in ended:
-            receiver = parcel.receiver
             failed: bool | None = False
             if exchange.failure is not None or exchange.tag is not parcel:
                 spoken = of_request(exchange)
@@ -64,11 +65,11 @@ class Circuits:
                 failed = spoken.failure is not None and breaker.failed(spoken.failure, spoken.status)
                 if failed is None:
                     continue
-                if failed and retry.meaning_of(spoken.status, receiver.retry) == "delivered":
+                if failed and retry.meaning_of(spoken.status, parcel.receiver.retry) == "delivered":
                     failed = False
-            count = counts.get(receiver)
-            if count is None:
-                count = counts[receiver] = [0, 0]
+            if parcel.receiver is not receiver:
+                receiver = parcel.receiver
+                count = counts.setdefault(receiver, [0, 0])
             count[1 if failed else 0] += 1
         for receiver, (succeeded, failures) in counts.items():
             if receiver.breaker is not None:

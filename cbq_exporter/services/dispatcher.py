@@ -112,7 +112,7 @@ class Dispatcher:
         self._holding = Holding(
             config.name, queue, breakers, self._sender, instruments, clock, self._under_way, batch.size
         )
-        self._acceptor = Acceptor(receivers, self._holding, clock, config.delivery.concurrency)
+        self._acceptor = Acceptor(receivers, self._holding, clock)
         self._judge = Judge(config.name, instruments, clock, self._holding.circuits)
         self._settler = Settler(config.name, queue, self._on_settled)
         self._held: dict[str, Parcel | None] = {}  # by lease, until it is settled; None: nothing is sent for it
@@ -284,7 +284,7 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(self._hand_over)
         self._instruments.flushes[reason].inc()
         self._instruments.batch_size.observe(len(claim.items))
-        fresh = sum(one.first_claimed_ms == claim.at_ms for one in claim.items)
+        fresh = [one.first_claimed_ms for one in claim.items].count(claim.at_ms)
         if fresh:
             self._instruments.enqueued.inc(fresh)
         return claim
@@ -327,9 +327,8 @@ class Dispatcher:
 
     def _accept(self, claim: Claim, not_after: float) -> None:
         accepted = self._acceptor.accept(claim, not_after, self._pausing.destinations)
-        for parcel in accepted.parcels:
-            self._held[parcel.claimed.lease] = parcel
-            self._held_bytes += parcel.size
+        self._held.update([(one.claimed.lease, one) for one in accepted.parcels])
+        self._held_bytes += sum([one.size for one in accepted.parcels])
         for settlement in accepted.not_sent:
             self._held[settlement.claimed.lease] = None
         self._settler.add(accepted.not_sent)
@@ -399,10 +398,8 @@ class Dispatcher:
             self._sender.send(following)
 
     def _on_settled(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> None:
-        for settlement in settlements:
-            parcel = self._held.pop(settlement.claimed.lease, None)
-            if parcel is not None:
-                self._held_bytes -= parcel.size
+        parcels = [self._held.pop(one.claimed.lease, None) for one in settlements]
+        self._held_bytes -= sum([one.size for one in parcels if one is not None])
         self._holding.stored(settlements)
         soonest = self._judge.count(settlements, settled)
         if self._turns is not None:
@@ -494,7 +491,7 @@ class Dispatcher:
 
 
 def _held(parcels: Sequence[Parcel]) -> list[Settlement]:
-    return [Settlement(one.claimed, Held(), one.request.url, one.destination) for one in parcels]
+    return [Settlement(one.claimed, Held(), one.url, one.destination) for one in parcels]
 
 
 def _until_due(claim: Claim) -> float | None:

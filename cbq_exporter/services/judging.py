@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cbq_exporter.clock import Clock
 from cbq_exporter.delivery.bundles import of_request
@@ -16,6 +16,7 @@ from cbq_exporter.delivery.receivers import Receiver
 from cbq_exporter.delivery.sender import Ended
 from cbq_exporter.delivery.shaping import webhook_id
 from cbq_exporter.metrics.instruments import QueueInstruments
+from cbq_exporter.metrics.series import Observed
 from cbq_exporter.model import (
     Dead,
     Delivered,
@@ -31,16 +32,23 @@ from cbq_exporter.services.circuits import Circuits
 log = logging.getLogger(__name__)
 
 _DELIVERED = Delivered()
+_NOT_MADE = frozenset({FailureKind.EXPIRED, FailureKind.CANCELLED})
 _RETRIED_KINDS = frozenset(kind.value for kind in FailureKind)
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Each send that ended is in exactly one of the first two. ``gone``: destinations to be paused, and why."""
+    """Each callback whose send has ended is in exactly one of the first two. ``gone``: destinations to be paused, and
+    why.
 
-    settlements: list[Settlement]
-    cut_off: list[Parcel]
-    gone: dict[str, str]
+    ``delivered`` are among the settled. ``attempts`` says how long those took (seconds) that were made, by receiver.
+    """
+
+    settlements: list[Settlement] = field(default_factory=list)
+    cut_off: list[Parcel] = field(default_factory=list)
+    gone: dict[str, str] = field(default_factory=dict)
+    delivered: list[Parcel] = field(default_factory=list)
+    attempts: dict[Receiver, list[float]] = field(default_factory=dict)
 
 
 class Judge:
@@ -58,57 +66,78 @@ class Judge:
         While ``stopping``, what was cut off is not settled but to be put back.
         """
         now = self._clock.now()
-        settlements: list[Settlement] = []
-        cut_off: list[Parcel] = []
-        gone: dict[str, str] = {}
-        attempts: dict[Receiver, list[float]] = {}  # how long each took
-        lags: list[float] = []
-        longest = longest_lag = 0.0  # of this batch, and whose they are: they may become exemplars
-        slowest: Parcel | None = None
-        latest: Parcel | None = None
+        judged = Judged()
+        delivered = judged.delivered
+        receiver: Receiver | None = None  # of the one before: as a rule it is that of all
+        durations: list[float] = []
         for parcel, exchange in ended:
-            kind = exchange.failure
-            if kind is None:
-                outcome: Outcome = _DELIVERED
-            elif kind is FailureKind.CANCELLED and stopping:
-                cut_off.append(parcel)
-                continue
+            if parcel.receiver is not receiver:
+                receiver = parcel.receiver
+                durations = judged.attempts.setdefault(receiver, [])
+            if exchange.failure is not None:
+                if exchange.failure is FailureKind.CANCELLED and stopping:
+                    judged.cut_off.extend(parcel.members or [parcel])
+                else:
+                    self._judge_failed(parcel, exchange, now, judged)
+            elif parcel.members:
+                delivered += parcel.members
+                durations += [exchange.duration] * len(parcel.members)
             else:
-                outcome = self._outcome(parcel, exchange, now)
-            if outcome is _DELIVERED:
-                settlements.append(Settlement(parcel.claimed, _DELIVERED))
-                if parcel.queued_at is not None:
-                    lag = max(0.0, now - parcel.queued_at)
-                    lags.append(lag)
-                    if lag > longest_lag:
-                        longest_lag, latest = lag, parcel
-            elif kind is not None:
-                settlements.append(Settlement(parcel.claimed, outcome, parcel.request.url, parcel.destination))
-                if kind in (FailureKind.EXPIRED, FailureKind.CANCELLED):
-                    continue
-                self._instruments.destination(parcel.destination).failures[kind].inc()
-                status = of_request(exchange).status
-                if retry.meaning_of(status, parcel.receiver.retry) == "pause":
-                    gone[parcel.destination] = f"it answered HTTP {status}"
-            duration = exchange.duration
-            attempts.setdefault(parcel.receiver, []).append(duration)
-            if duration > longest:
-                longest, slowest = duration, parcel
-        for receiver, durations in attempts.items():
-            destination = self._instruments.destination(receiver.name)
-            destination.attempts.inc(len(durations))
-            destination.duration.observe(*durations)
+                delivered.append(parcel)
+                durations.append(exchange.duration)
+        self._count_attempts(judged.attempts, ended, now)
         self._circuits.tell(ended)
-        self._instruments.lag.observe(*lags)
-        if slowest is not None:
-            durations_of_all = self._instruments.destination(slowest.destination).duration
-            durations_of_all.exemplify(longest, {"webhook_id": webhook_id(slowest.claimed)}, now)
-        if latest is not None:
-            self._instruments.lag.exemplify(longest_lag, {"webhook_id": webhook_id(latest.claimed)}, now)
-        return Judged(settlements, cut_off, gone)
+        self._count_lag(delivered, now)
+        judged.settlements.extend([Settlement(one.claimed, _DELIVERED) for one in delivered])
+        return judged
+
+    def _judge_failed(self, parcel: Parcel, exchange: Exchange, now: float, judged: Judged) -> None:
+        """Its answer was no 2xx, which the table of statuses may take for delivered, or there was none."""
+        kind = exchange.failure
+        assert kind is not None
+        members = parcel.members or [parcel]
+        was_made = kind not in _NOT_MADE
+        if was_made:
+            judged.attempts[parcel.receiver] += [exchange.duration] * len(members)
+        for one in members:
+            outcome = self._outcome(one, exchange, now)
+            if outcome is _DELIVERED:
+                judged.delivered.append(one)
+                continue
+            judged.settlements.append(Settlement(one.claimed, outcome, one.url, one.destination))
+            if was_made:
+                self._instruments.destination(one.destination).failures[kind].inc()
+                status = of_request(exchange).status
+                if retry.meaning_of(status, one.receiver.retry) == "pause":
+                    judged.gone[one.destination] = f"it answered HTTP {status}"
+
+    def _count_attempts(self, attempts: Mapping[Receiver, Sequence[float]], ended: Sequence[Ended], now: float) -> None:
+        longest = 0.0
+        of_all: Observed | None = None  # it is that of the whole queue, whichever destination is asked
+        for receiver, durations in attempts.items():
+            if durations:
+                destination = self._instruments.destination(receiver.name)
+                destination.attempts.inc(len(durations))
+                of_all = destination.duration
+                of_all.observe(*durations)
+                longest = max(longest, *durations)
+        if of_all is not None and longest >= of_all.exemplars_from:
+            slowest = next(parcel for parcel, exchange in ended if exchange.duration == longest)
+            of_all.exemplify(longest, {"webhook_id": webhook_id(slowest.claimed)}, now)
+
+    def _count_lag(self, delivered: Sequence[Parcel], now: float) -> None:
+        """From the producers' clocks, where the items say."""
+        queued_at = [one.queued_at for one in delivered if one.queued_at is not None]
+        if not queued_at:
+            return
+        lag, first = self._instruments.lag, min(queued_at)
+        lag.observe(*[now - at if at < now else 0.0 for at in queued_at])
+        if now - first >= lag.exemplars_from:
+            latest = next(one for one in delivered if one.queued_at == first)
+            lag.exemplify(now - first, {"webhook_id": webhook_id(latest.claimed)}, now)
 
     def _outcome(self, parcel: Parcel, exchange: Exchange, now: float) -> Outcome:
-        """Of an attempt whose answer was no 2xx. What the table of statuses takes for delivered is ``_DELIVERED``."""
+        """What the table of statuses takes for delivered is ``_DELIVERED``."""
         claimed, rule = parcel.claimed, parcel.receiver.retry
         attempt = retry.Attempt(
             exchange.status,

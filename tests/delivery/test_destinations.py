@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from cbq_exporter.config import DeliveryConfig, PerDestinationConfig, QueueConfig
 from cbq_exporter.delivery import url
 from cbq_exporter.delivery.destinations import Destinations, Parcel
-from cbq_exporter.delivery.exchange import Request
 from cbq_exporter.delivery.receivers import Receivers
 from cbq_exporter.model import Claimed
 
@@ -21,7 +20,7 @@ def parcel(number: int, destination: str = "a", *, places: int = 2, rate: str | 
     limits = PerDestinationConfig(concurrency=places, rate=rate)
     queue = QueueConfig(name="q", delivery=DeliveryConfig(per_destination=limits))
     receiver = Receivers(queue, ()).of(url.parse(f"http://{destination}/"))
-    return Parcel(number, claimed, receiver, Request("http://a/", b"", [], 1.0, 1.0, 0.0), None)
+    return Parcel(number, claimed, receiver, "http://a/", b"", [], 0.0)
 
 
 def numbers(parcels: Sequence[Parcel]) -> list[int]:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from cbq_exporter.config import QueueConfig
 from cbq_exporter.delivery import url
 from cbq_exporter.delivery.destinations import Parcel
-from cbq_exporter.delivery.exchange import Request
 from cbq_exporter.delivery.ordering import Turns
 from cbq_exporter.delivery.receivers import Receivers
 from cbq_exporter.model import Claimed
@@ -24,7 +23,7 @@ def claimed(number: int, key: str) -> Claimed:
 
 
 def parcel(number: int, key: str = "a") -> Parcel:
-    return Parcel(number, claimed(number, key), RECEIVER, Request("http://a.example/", b"", [], 1.0, 1.0, 0.0), None)
+    return Parcel(number, claimed(number, key), RECEIVER, "http://a.example/", b"", [], 0.0)
 
 
 def test_the_next_of_a_key_goes_when_the_one_before_has_ended() -> None:

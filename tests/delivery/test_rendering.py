@@ -66,7 +66,8 @@ def shaped(made: Shaped | Unusable) -> Shaped:
 def shape(one: Shaper, payload: bytes | dict[str, Any], attempts: int = 0) -> Shaped | Unusable:
     callback = claimed(payload, attempts)
     item = read(callback)
-    return one.shape(callback, item) if isinstance(item, Item) else item
+    made = one.shape(callback, item) if isinstance(item, Item) else item
+    return Shaped(made.body, one.all_headers(callback, made)) if isinstance(made, Shaped) else made
 
 
 @pytest.fixture

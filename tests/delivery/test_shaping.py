@@ -36,7 +36,9 @@ def shape(
     item = read(callback)
     if isinstance(item, Unusable):
         return item
-    return Shaper(RequestConfig(body=body, headers=headers or {}), max_bytes=max_bytes).shape(callback, item)
+    shaper = Shaper(RequestConfig(body=body, headers=headers or {}), max_bytes=max_bytes)
+    shaped = shaper.shape(callback, item)
+    return shaped if isinstance(shaped, Unusable) else Shaped(shaped.body, shaper.all_headers(callback, shaped))
 
 
 def test_data_is_posted_byte_for_byte() -> None:

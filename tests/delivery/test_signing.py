@@ -52,7 +52,7 @@ def sent(one: Receiver) -> Shaped:
     assert isinstance(item, Item)
     shaped = one.shaper.shape(CLAIMED, item)
     assert isinstance(shaped, Shaped)
-    return shaped
+    return Shaped(shaped.body, one.shaper.all_headers(CLAIMED, shaped))
 
 
 def headers_of(shaped: Shaped) -> dict[str, str]:
@@ -108,7 +108,6 @@ def test_what_goes_together_is_signed_as_a_whole_and_alone_on_its_own() -> None:
     Webhook(NEW).verify(alone.body, headers_of(alone))
     together = b"[" + alone.body + b"," + alone.body + b"]"
     lines = one.shaper.headers_for("msg_both", together)
-    assert len(lines) == one.shaper.added == 3
     Webhook(NEW).verify(together, dict(line.split(": ", 1) for line in lines))
 
 
