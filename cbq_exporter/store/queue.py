@@ -89,10 +89,7 @@ class Queue:
         ]
         if early_size is not None:
             commands.append(("LINDEX", k.pending, early_size - 1))
-        answers = await self._connections.read_many(commands)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
+        answers = await self._connections.read_all(commands)
         time, pending, oldest, due = answers[:4]
         return Waiting(
             at=int(time[0]) + int(time[1]) / 1e6,
@@ -458,12 +455,9 @@ class Queue:
         without a callback end in ``recover_expired``.)
         """
         k = self.keys
-        counts = await self._connections.read_many(
+        counts = await self._connections.read_all(
             [("ZCARD", k.retry), ("ZCARD", k.dead), ("HLEN", k.records), ("HLEN", k.payloads)]
         )
-        for count in counts:
-            if isinstance(count, Exception):
-                raise count
         entries = counts[0] + counts[1]
         swept = 0
         # Records first: they are small, and as a rule there is one for each payload.
@@ -491,12 +485,9 @@ class Queue:
         stand for, it costs one round trip; else a bounded part is looked at, and the next call goes on from there.
         """
         k = self.keys
-        counts = await self._connections.read_many(
+        counts = await self._connections.read_all(
             [("ZCARD", k.order), ("ZCARD", k.leases), ("ZCARD", k.retry), ("HLEN", k.returned)]
         )
-        for count in counts:
-            if isinstance(count, Exception):
-                raise count
         excess = counts[0] - sum(counts[1:])
         swept = 0
         for _ in range(_SWEEP_PAGES if excess > 0 else 0):

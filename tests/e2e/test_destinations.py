@@ -44,6 +44,17 @@ def counted(daemon: Daemon, name: str, **labels: str) -> Callable[[], float]:
     return lambda: daemon.metrics().get(name, **labels) or 0.0
 
 
+def test_connections_wait_for_more_hosts_than_are_sent_to_at_once(server: Server) -> None:
+    hosts, client = 20, server.client
+    delivery = {"concurrency": 2, "per_destination": {"concurrency": 2}}
+    with Receiver(host="0.0.0.0") as receiver, Daemon(server.url, queue(delivery=delivery)):
+        for turn in range(3):
+            push(client, *(item(f"http://127.0.9.{one + 1}:{receiver.port}/", f"{turn} {one}") for one in range(hosts)))
+            wait_until_settled(client)
+        assert len(receiver.requests) == 3 * hosts
+        assert receiver.connections == hosts
+
+
 def test_who_says_that_it_is_gone_is_paused_until_somebody_resumes_it(server: Server) -> None:
     client: Any = server.client
     with (
