@@ -31,7 +31,7 @@ class DaemonPort:
         self._connection = connection
         self._frames = Frames()
         self._early: list[Request] = []
-        self._cancelling = False
+        self._cancelled_of_taken: int | None = None
         self.closing = False
 
     def options(self) -> SendingOptions:
@@ -45,7 +45,7 @@ class DaemonPort:
                 if kind == OPTIONS:
                     found = _options(content)
                 else:
-                    self._early += self._read(kind, content)
+                    self._read(kind, content, self._early)
         return found
 
     def take(self) -> Sequence[Request]:
@@ -62,20 +62,20 @@ class DaemonPort:
                 self.closing = True
                 break
             for kind, content in self._frames.received(count):
-                taken += self._read(kind, content)
+                self._read(kind, content, taken)
             if count < len(room):
                 break
         return taken
 
-    def _read(self, kind: bytes, content: bytes | memoryview) -> Sequence[Request]:
+    def _read(self, kind: bytes, content: bytes | memoryview, taken: list[Request]) -> None:
         if kind == REQUESTS:
-            return _requests(content)
-        self._cancelling = True
-        return ()
+            taken += _requests(content)
+        else:
+            self._cancelled_of_taken = len(taken)
 
-    def take_cancel(self) -> bool:
-        cancelling, self._cancelling = self._cancelling, False
-        return cancelling
+    def take_cancel(self) -> int | None:
+        cancelled, self._cancelled_of_taken = self._cancelled_of_taken, None
+        return cancelled
 
     def give(self, exchanges: list[Exchange]) -> None:
         self._send(frame(EXCHANGES, exchanges))

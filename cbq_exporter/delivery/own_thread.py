@@ -31,12 +31,13 @@ class OwnThread:
         self._thread: threading.Thread | None = None
         self._poller: Poller | None = None
         self.closing = False
+        self._cancelled_of_taken: int | None = None  # of the thread alone; see ``take_cancel``
         self._lock = threading.Lock()  # guards the next six
         self._inbox: list[Request] = []
         self._finished: list[Exchange] = []
         self._announced = False
         self._awake = False
-        self._cancelling = False
+        self._cancelled_of_inbox: int | None = None  # the first so many are not to begin, nor what was taken before
         self._closed = False
 
     # --- from the event loop -----------------------------------------------------------------
@@ -56,7 +57,7 @@ class OwnThread:
     def cancel_unstarted(self) -> None:
         """What has no connection yet comes back as CANCELLED."""
         with self._lock:
-            self._cancelling = True
+            self._cancelled_of_inbox = len(self._inbox)
         self._wake()
 
     async def stop(self) -> None:
@@ -94,14 +95,12 @@ class OwnThread:
             self._awake = False
             self._poller.hush()
             requests, self._inbox = self._inbox, []
+            self._cancelled_of_taken, self._cancelled_of_inbox = self._cancelled_of_inbox, None
         return requests
 
-    def take_cancel(self) -> bool:
-        if not self._cancelling:
-            return False
-        with self._lock:
-            self._cancelling = False
-        return True
+    def take_cancel(self) -> int | None:
+        cancelled, self._cancelled_of_taken = self._cancelled_of_taken, None
+        return cancelled
 
     def give(self, exchanges: list[Exchange]) -> None:
         with self._lock:

@@ -44,8 +44,10 @@ class Port(Protocol):
     def closing(self) -> bool:
         """Whether to end; asked after each ``take``."""
 
-    def take_cancel(self) -> bool:
-        """Whether what has not begun is not to begin; asked after each ``take``, and said once."""
+    def take_cancel(self) -> int | None:
+        """Whether what has not begun is not to begin, and how many of those last taken came before that was said;
+        None: it was not. Asked after each ``take``, and told once.
+        """
 
     def give(self, exchanges: list[Exchange]) -> None: ...
 
@@ -84,7 +86,7 @@ class Transfers:
                 threading.Event().wait(min(1.0, 0.05 * troubles))
         self._abort(FailureKind.CANCELLED, "stopped before the answer came")
         self._taken.extend(self._port.close())
-        self._give_back_taken()
+        self._give_back_taken(len(self._taken))
         for slot in self._free:
             slot.curl.close()
         self._free.clear()
@@ -96,11 +98,13 @@ class Transfers:
         """
         multi, port, around, poller = self._multi, self._port, self._around, self._around.poller
         while True:
+            before = len(self._taken)
             self._taken.extend(port.take())
             if port.closing:  # asked after taking: the wake-up may have been for this
                 return
-            if port.take_cancel():
-                self._give_back_taken()
+            cancelled_of_these = port.take_cancel()
+            if cancelled_of_these is not None:
+                self._give_back_taken(before + cancelled_of_these)
             if self._taken:
                 self._begin_taken()
             multi.perform()
@@ -152,10 +156,10 @@ class Transfers:
         if refused:
             self._port.give(refused)
 
-    def _give_back_taken(self) -> None:
-        if self._taken:
-            self._port.give([cancelled(request.tag) for request in self._taken])
-            self._taken.clear()
+    def _give_back_taken(self, count: int) -> None:
+        """The first of them."""
+        if count:
+            self._port.give([cancelled(self._taken.popleft().tag) for _ in range(count)])
 
     def _begin(self, request: Request, now: float) -> Exchange | None:
         """Start ``request``, or say why it cannot be."""

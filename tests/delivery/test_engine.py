@@ -594,6 +594,38 @@ def test_two_closes_at_once(receiver: Receiver) -> None:
         assert [end.failure for end in sender.done] == [FailureKind.CANCELLED] * 3
 
 
+@pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
+def test_what_comes_after_a_cancel_is_sent(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, own_process: bool
+) -> None:
+    """However late the cancel is heard: here at the same moment as what came before and after it."""
+    monkeypatch.setattr(pacing, "ahead", lambda speed, most: 10)
+    with Sender(max_connections=4, own_process=own_process) as sender:
+        until = time.monotonic() + 0.6  # it has been measured by then, so that more are handed over than may be open
+        while time.monotonic() < until:
+            sender.send([sender.request(receiver.url()) for _ in range(20)])
+        after: set[int] = set()
+
+        async def at_one_moment() -> None:
+            sender.engine.submit([tagged() for _ in range(4)])
+            sender.engine.cancel_unstarted()
+            those = [tagged() for _ in range(4)]
+            after.update(one.tag for one in those)
+            sender.engine.submit(those)
+
+        def tagged() -> Request:
+            sender.submitted += 1
+            return sender.request(receiver.url(), tag=sender.submitted - 1)
+
+        first = sender.submitted
+        for _ in range(200):
+            sender.loop.run_until_complete(at_one_moment())
+            sender.wait()
+        assert {end.status for end in sender.done if end.tag in after} == {200}
+        others = [end for end in sender.done if end.tag >= first and end.tag not in after]
+        assert any(end.failure is FailureKind.CANCELLED for end in others)
+
+
 def test_cancelling_what_is_not_started(receiver: Receiver) -> None:
     url = receiver.on("/", held)
     with Sender(max_connections=1) as sender:
