@@ -103,6 +103,14 @@ def _taskiq(processes: int) -> Callable[[Job], Sequence[str]]:
     return _program("taskiq", *words, "--log-level", "WARNING")
 
 
+_celery = _program(
+    "celery",
+    *("-A", "celery_tasks", "worker", "--pool", "prefork", "--concurrency", "2", "--loglevel", "WARNING"),
+    *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+)
+_AS_ROOT = {"C_FORCE_ROOT": "1"}
+
+
 def _ours_fill(job: Job) -> Sequence[str]:
     return [sys.executable, "-m", "benchmarks.ours", job.redis_url, job.url, str(job.count)]
 
@@ -115,7 +123,9 @@ OURS = "cbq-exporter"
 DURABLE = "cbq-exporter, appendfsync always"
 BARE = "bare pycurl, no queue"
 BULLMQ = "BullMQ"
-PYTHON_QUEUES = ("arq", "taskiq, 1 process", "taskiq, 2 processes", "dramatiq", "Celery")
+_WITH_REQUESTS = {"BENCH_CLIENT": "requests"}
+USUAL_PYTHON = ("arq", "taskiq, 1 process", "taskiq, 2 processes", "dramatiq with requests", "Celery with requests")
+FASTEST_PYTHON = ("arq", "taskiq, 1 process", "taskiq, 2 processes", "dramatiq", "Celery")
 
 CONTESTANTS = (
     Contestant(OURS, ours.SETTINGS, _ours_fill, _ours_work, ours.left, folder=ours.ROOT),
@@ -160,17 +170,31 @@ CONTESTANTS = (
         share=0.3,
     ),
     Contestant(
+        "dramatiq with requests",
+        "2 processes of 32 threads, a session of requests for each",
+        _python("dramatiq_tasks.py", "enqueue"),
+        _program("dramatiq", "dramatiq_tasks", "--processes", "2", "--threads", "32"),
+        _dramatiq_left,
+        share=0.1,
+        environ=_WITH_REQUESTS,
+    ),
+    Contestant(
         "Celery",
         "prefork of 2, acks_late, pycurl; without gossip, mingle, heartbeat and results",
         _python("celery_tasks.py", "enqueue"),
-        _program(
-            "celery",
-            *("-A", "celery_tasks", "worker", "--pool", "prefork", "--concurrency", "2", "--loglevel", "WARNING"),
-            *("--without-gossip", "--without-mingle", "--without-heartbeat"),
-        ),
+        _celery,
         _celery_left,
         share=0.05,
-        environ={"C_FORCE_ROOT": "1"},
+        environ=_AS_ROOT,
+    ),
+    Contestant(
+        "Celery with requests",
+        "the same, a session of requests for each process",
+        _python("celery_tasks.py", "enqueue"),
+        _celery,
+        _celery_left,
+        share=0.05,
+        environ=_AS_ROOT | _WITH_REQUESTS,
     ),
     Contestant(BARE, f"one multi handle, {_OPEN} open", None, _python("bare_pycurl.py"), _nothing),
     Contestant(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.coalescing import SIZE, Coalescing, Drained
-from benchmarks.contestants import BARE, BULLMQ, CONTESTANTS, OURS, PYTHON_QUEUES
+from benchmarks.contestants import BARE, BULLMQ, CONTESTANTS, FASTEST_PYTHON, OURS, USUAL_PYTHON
 from benchmarks.daemon import Idle, Latency
 from benchmarks.drain import Result, Rounds
 from benchmarks.isolation import Isolation
@@ -209,10 +209,11 @@ def _targets(report: Report) -> str:
     if report.drain is not None:
         mine = _of(report.drain, OURS)
         bare = _ratio(report.drain, BARE)
-        python = [ratio for name in PYTHON_QUEUES if (ratio := _ratio(report.drain, name)) is not None]
         row("drain, against BullMQ", "≥ 2×", _ratio(report.drain, BULLMQ), lambda it: it >= 2, "×")
-        fastest = min(python) if len(python) == len(PYTHON_QUEUES) else None
-        row("drain, against the fastest Python queue", "≥ 5×", fastest, lambda it: it >= 5, "×")
+        for names, client in ((USUAL_PYTHON, "its usual client"), (FASTEST_PYTHON, "our client, where it can")):
+            ratios = [ratio for name in names if (ratio := _ratio(report.drain, name)) is not None]
+            fastest = min(ratios) if len(ratios) == len(names) else None
+            row(f"drain, against the fastest Python queue with {client}", "≥ 5×", fastest, lambda it: it >= 5, "×")
         row("drain, of bare pycurl", "≥ 40 %", bare and bare * 100, lambda it: it >= 40, " %")
         commands = _median(mine, lambda result: result.commands) if mine else None
         row("Redis commands per callback", "≤ 1.2", commands, lambda it: it <= 1.2, "")
