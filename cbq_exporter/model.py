@@ -461,7 +461,8 @@ class QueueView:
 class Snapshot:
     """What one scrape, ``status`` or the API shows: all queues, read in one round trip.
 
-    ``at`` is the store's clock in epoch seconds, ``duration`` the seconds that reading took. ``replica`` None: unknown.
+    ``at`` is the store's clock in epoch seconds, ``duration`` the seconds that reading took. ``disk_write_failed`` says
+    that the last snapshot or write of the append-only file did. None is unknown.
     """
 
     up: bool
@@ -472,4 +473,5 @@ class Snapshot:
     replica: bool | None = None
     memory_used: int | None = None
     memory_max: int | None = None
+    disk_write_failed: bool | None = None
     error: str | None = None

@@ -15,7 +15,7 @@ from cbq_exporter.cli import options, output
 from cbq_exporter.cli.running import configured, queue_config, run, warn_of_newer
 from cbq_exporter.errors import StoreUnavailable
 from cbq_exporter.model import LockView, QueueView, Snapshot, State
-from cbq_exporter.policy.troubles import troubles
+from cbq_exporter.policy.troubles import store_troubles, troubles
 
 if TYPE_CHECKING:
     from cbq_exporter.config import Config
@@ -150,7 +150,8 @@ def render(shown_as: str, snapshot: Snapshot) -> str:
         ],
         fold="trouble",
     )
-    return f"{counts}\n\n{locks}\n\n{_store_line(shown_as, snapshot)}"
+    store = [_store_line(shown_as, snapshot), *(output.paint(one, "red") for one in store_troubles(snapshot))]
+    return "\n".join([counts, "", locks, "", *store])
 
 
 def _counts_row(view: QueueView, now: float) -> list[str]:

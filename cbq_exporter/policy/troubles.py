@@ -1,8 +1,8 @@
-"""What somebody should look at in a queue, in words: the same on the command line and on the landing page. Pure."""
+"""What somebody should look at, in words: the same on the command line and on the landing page. Pure."""
 
 from __future__ import annotations
 
-from cbq_exporter.model import Mode, QueueView, ReleaseReason, State
+from cbq_exporter.model import Mode, QueueView, ReleaseReason, Snapshot, State
 from cbq_exporter.phrases import age, count
 from cbq_exporter.policy.lock import Release, Watch, thought
 
@@ -14,8 +14,20 @@ _REASONS = {
 }
 
 
+def store_troubles(snapshot: Snapshot) -> list[str]:
+    """Of the server that all queues are in; none while it cannot be reached."""
+    found = []
+    if snapshot.disk_write_failed:
+        found.append("the server's last write to its disk failed: it may refuse every change")
+    if snapshot.memory_used is not None and snapshot.memory_max and snapshot.memory_used >= snapshot.memory_max:
+        found.append("the server's memory is full: producers are refused, or keys are evicted")
+    if snapshot.replica and any(view.mode is not Mode.OBSERVE for view in snapshot.queues):
+        found.append("the server is a replica: it refuses every change")
+    return found
+
+
 def troubles(view: QueueView, now: float) -> list[str]:
-    """One phrase each; none where all is well. ``now`` is epoch seconds.
+    """Of one queue, one phrase each; none where all is well. ``now`` is epoch seconds.
 
     ``view.error`` is among them as it is: what somebody else wrote has to be made safe by whoever shows it.
     """

@@ -22,6 +22,7 @@ _GRACE_MS = 1000  # a retry is overdue when it was due longer ago than this
 _CLOCKS_DIFFER_MS = 500  # more than this, and what is counted by time is counted again
 _MEMORY_SAMPLES = 20  # elements of each key whose memory is measured; the rest is taken to be like them
 _FOREIGN = "it holds another type: rename or delete it, or choose another prefix"  # the key is named before it
+_SECTIONS = ("server", "memory", "persistence", "replication")  # of INFO; before version 7 it gives one at a time
 
 Command = tuple[str | int, ...]
 
@@ -134,7 +135,7 @@ class Reader:
                 answers, at_ms, guess_ms = await self._ask(sources)
         except StoreError as error:
             return self._down(str(error), began)
-        _, server, memory, replication, *rest = answers
+        _, server, memory, persistence, replication, *rest = answers
         width = len(rest) // len(sources) if sources else 0
         now_ms = guess_ms if at_ms is None else at_ms
         views = [
@@ -152,12 +153,13 @@ class Reader:
             replica=None if role is None else role == "slave",
             memory_used=_whole(used.get("used_memory")),
             memory_max=_whole(used.get("maxmemory")) or None,
+            disk_write_failed=_disk_write_failed(_info(persistence)),
         )
 
     async def _ask(self, sources: Sequence[Source]) -> tuple[list[Any], float | None, float]:
         """The answers; the server's clock then, None where we may not ask for it; and our guess of that clock."""
         guess_ms = self._clock.now() * 1000 + self._ahead_ms
-        commands: list[Command] = [("TIME",), ("INFO", "server"), ("INFO", "memory"), ("INFO", "replication")]
+        commands: list[Command] = [("TIME",), *(("INFO", section) for section in _SECTIONS)]
         for source in sources:
             commands += _commands(source, int(guess_ms))
         answers = await self._connections.read_many(commands)
@@ -366,6 +368,12 @@ def _info(answer: bytes | StoreError) -> dict[str, str]:
         return {}
     lines = (line.partition(":") for line in answer.decode("utf-8", "replace").splitlines())
     return {name: value for name, colon, value in lines if colon}
+
+
+def _disk_write_failed(persistence: dict[str, str]) -> bool | None:
+    """None where it may not be asked for."""
+    ended = [persistence.get(name) for name in ("rdb_last_bgsave_status", "aof_last_write_status")]
+    return None if None in ended else ended != ["ok", "ok"]
 
 
 def _server(about: dict[str, str]) -> str:

@@ -307,6 +307,11 @@ _STATUS: dict[str, Any] = {
                 "read_seconds": _NUMBER,
                 "memory_used_bytes": _COUNT,
                 "memory_max_bytes": _COUNT,
+                "disk_write_failed": {
+                    "type": ["boolean", "null"],
+                    "description": "Whether the last snapshot, or write of the append-only file, failed: the server "
+                    "may refuse every change then.",
+                },
                 "error": _TEXT,
             },
         },
@@ -355,6 +360,11 @@ _STATUS: dict[str, Any] = {
                     "paused_destinations": _COUNT,
                     "failing_destinations": _COUNT,
                     "alerts_paused": {"type": ["boolean", "null"]},
+                    "newer": {
+                        **_TEXT,
+                        "description": "Where a newer version has written to the queue: this one may misread it, and "
+                        "changes nothing.",
+                    },
                     "error": _TEXT,
                 },
             },

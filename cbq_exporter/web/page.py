@@ -11,7 +11,7 @@ from html import escape
 from cbq_exporter import __version__
 from cbq_exporter.model import QueueView, Snapshot, State
 from cbq_exporter.phrases import age
-from cbq_exporter.policy.troubles import troubles
+from cbq_exporter.policy.troubles import store_troubles, troubles
 from cbq_exporter.web.status import text
 from cbq_exporter.web.style import CSS
 
@@ -53,7 +53,7 @@ _NONE = '<span class="soft">–</span>'
 def page(snapshot: Snapshot, *, not_healthy: Sequence[str], not_ready: Sequence[str]) -> str:
     """``not_healthy`` and ``not_ready`` are reasons; none is good."""
     down = () if snapshot.up else (text(snapshot.error) or "Redis is down",)
-    reasons = dict.fromkeys((*down, *not_healthy, *not_ready))
+    reasons = dict.fromkeys((*down, *not_healthy, *not_ready, *store_troubles(snapshot)))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -115,7 +115,7 @@ def _queues(snapshot: Snapshot) -> str:
 
 def _row(view: QueueView, snapshot: Snapshot) -> str:
     known = snapshot.up and view.error is None
-    found = [text(one) or "" for one in troubles(view, snapshot.at)] if snapshot.up else []
+    found = [] if not snapshot.up else [text(one) or "" for one in (view.newer, *troubles(view, snapshot.at)) if one]
     cells = [f'<th scope="row">{escape(view.queue)}</th>', f"<td>{_state(view, snapshot, found)}</td>"]
     cells.append(f"<td>{escape(view.mode)}</td>")
     for state in (State.PENDING, State.PROCESSING, State.RETRY, State.DEAD):

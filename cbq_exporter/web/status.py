@@ -26,6 +26,7 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
             "read_seconds": snapshot.duration,
             "memory_used_bytes": snapshot.memory_used,
             "memory_max_bytes": snapshot.memory_max,
+            "disk_write_failed": snapshot.disk_write_failed,
             "error": text(snapshot.error),
         },
         "queues": [_queue(view) for view in snapshot.queues],
@@ -51,6 +52,7 @@ def _queue(view: QueueView) -> dict[str, Any]:
         "paused_destinations": view.paused_destinations,
         "failing_destinations": view.failing_destinations,
         "alerts_paused": view.alerts_paused,
+        "newer": text(view.newer),
         "error": text(view.error),
     }
 

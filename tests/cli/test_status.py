@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 from click.testing import CliRunner
 
 from cbq_exporter.cli.main import app
 from cbq_exporter.cli.status import lock_text
 from cbq_exporter.model import LockView, Mode, QueueView
 from tests.cli.conftest import TWO_QUEUES, Cli, item
+from tests.support.daemons import until
+from tests.support.servers import KINDS, Server
 
 TROUBLES = (
     "1 stuck in processing: their sender is gone",
@@ -121,9 +124,29 @@ def test_a_replica_is_called_one(cli: Cli) -> None:
     finally:
         cli.server.client.replicaof("NO", "ONE")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[-1].split(", ")[2] == "replica"
+    *_, store, trouble = result.stdout.splitlines()
+    assert store.split(", ")[2] == "replica"
+    assert trouble == "the server is a replica: it refuses every change"
     assert document["redis"]["replica"] is True
     assert ", replica, " not in cli("status").stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_store_that_cannot_write_to_its_disk(kind: str, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with Server(kind, "--save", "3600", "1", "--dir", str(gone)) as server:
+        cli = Cli(server, tmp_path)
+        healthy = json.loads(cli("status", "-o", "json").stdout)
+        gone.rmdir()  # as bad as a full disk, also for root
+        server.client.bgsave()
+        until(lambda: server.client.info("persistence")["rdb_last_bgsave_status"] == "err")
+        with pytest.raises(redis.ResponseError, match="MISCONF"):
+            server.client.set("q:lock", "worker_1")
+        result, failed = cli("status"), json.loads(cli("status", "-o", "json").stdout)
+    assert (healthy["redis"]["disk_write_failed"], failed["redis"]["disk_write_failed"]) == (False, True)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "the server's last write to its disk failed: it may refuse every change"
 
 
 def test_an_unknown_queue(cli: Cli) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cbq_exporter.model import LockLook, LockRule, LockView, Mode, QueueView, State
-from cbq_exporter.policy.troubles import troubles
+from cbq_exporter.model import LockLook, LockRule, LockView, Mode, QueueView, Snapshot, State
+from cbq_exporter.policy.troubles import store_troubles, troubles
 
 NOW = 1000.0
 RULE = LockRule(no_ttl_after=60.0, max_ttl=600.0, dead_after=15.0)
@@ -56,6 +56,28 @@ def test_only_where_a_daemon_is_to_send_is_it_missed() -> None:
 )
 def test_each_is_named(fields: dict[str, Any], expected: list[str]) -> None:
     assert trouble(**fields) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, []),
+        ({"disk_write_failed": False, "memory_used": 9, "memory_max": 10, "replica": False}, []),
+        ({"disk_write_failed": True}, ["the server's last write to its disk failed: it may refuse every change"]),
+        (
+            {"memory_used": 10, "memory_max": 10},
+            ["the server's memory is full: producers are refused, or keys are evicted"],
+        ),
+        ({"replica": True}, ["the server is a replica: it refuses every change"]),
+    ],
+)
+def test_what_all_queues_suffer_from(fields: dict[str, Any], expected: list[str]) -> None:
+    def seen(mode: Mode) -> Snapshot:
+        return Snapshot(up=True, at=NOW, duration=0.1, queues=(QueueView("q", mode),), **fields)
+
+    assert store_troubles(seen(Mode.SUPERVISE)) == expected
+    observed = store_troubles(seen(Mode.OBSERVE))
+    assert observed == ([] if fields.get("replica") else expected), "a replica may be looked at"
 
 
 def test_what_is_thought_of_a_lock() -> None:

@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from cbq_exporter.metrics.exposition import OPENMETRICS, PLAIN
 from cbq_exporter.model import LockView, Mode, QueueView, Snapshot, State
-from cbq_exporter.policy.troubles import troubles
+from cbq_exporter.policy.troubles import store_troubles, troubles
 from cbq_exporter.web.app import DEADLINE, deadline
 from tests.metrics.snapshots import AT, DOWN, MIXED, WELL
 from tests.web.serving import FakeBackend, serving
@@ -135,6 +135,7 @@ def test_the_status_document() -> None:
         "read_seconds": 0.0015,
         "memory_used_bytes": 12582912,
         "memory_max_bytes": 268435456,
+        "disk_write_failed": None,
         "error": None,
     }
     busy, left_behind, idle, broken = document["queues"]
@@ -168,6 +169,7 @@ def test_the_status_document() -> None:
         "paused_destinations": 2,
         "failing_destinations": 1,
         "alerts_paused": True,
+        "newer": None,
         "error": None,
     }
     assert left_behind["lock"]["ttl_seconds"] is None
@@ -206,9 +208,14 @@ def test_the_landing_page_says_what_is_going_on() -> None:
 
 def test_the_landing_page_sees_the_troubles_that_status_sees() -> None:
     paused = QueueView("q", Mode.DISPATCH, lengths={State.PENDING: 5}, paused=True, failing_destinations=1)
-    with serving(FakeBackend(Snapshot(up=True, at=AT, duration=0.1, queues=(paused,)))) as served:
+    newer = QueueView("r", Mode.DISPATCH, lengths={State.PENDING: 5}, newer="a newer version was here")
+    snapshot = Snapshot(up=True, at=AT, duration=0.1, queues=(paused, newer), disk_write_failed=True)
+    with serving(FakeBackend(snapshot)) as served:
         words = Tags(served.ask("/").text).words
-    assert {"paused", "; ".join(troubles(paused, AT))} <= set(words)
+        document = json.loads(served.ask("/api/v1/status").body)
+    assert {"paused", "; ".join(troubles(paused, AT)), "a newer version was here"} <= set(words)
+    assert set(store_troubles(snapshot)) <= set(words)
+    assert [queue["newer"] for queue in document["queues"]] == [None, "a newer version was here"]
 
 
 def test_nothing_from_outside_is_taken_as_markup() -> None:
