@@ -7,7 +7,8 @@ Without results for each of them, the answer's status counts for all. A status t
 from __future__ import annotations
 
 import hashlib
-import math
+import json
+import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ _MOST_IDS_IN_A_HEADER = 150  # 6.6 KiB: servers take 8 KiB a line
 _BYTES_FOR_IDS = 50  # of one callback, in the envelope
 _ANSWER_BYTES = 64 * 1024  # read at least, and so many for each callback:
 _ANSWER_BYTES_EACH = 512
+
+# In an answer of which the end is missing: a list under the name of results, and something that one of them would say.
+_RESULTS = re.compile(rb'"results"\s*:\s*\[\s*\{')
+_A_RESULT = re.compile(rb'"status"\s*:\s*[2-5][0-9][0-9]\b|"id"\s*:\s*"msg_')
 
 
 class Bundle(Parcel, kw_only=True, eq=False):
@@ -162,7 +167,7 @@ def opened(whole: Bundle, exchange: Exchange) -> Opened:
     if exchange.status in SPLITS and retry.meaning_of(exchange.status, whole.receiver.retry) == "dead":
         half = count // 2
         return Opened(count, [], [members[:half], members[half:]])
-    if exchange.failure is None and _were_cut_off(exchange.sample, whole.answer_bytes):
+    if _is_success(exchange, whole) and _were_cut_off(exchange.sample, whole.answer_bytes):
         detail = f"answered {exchange.status} with results longer than {whole.answer_bytes:,} bytes"
         return Opened(
             count, [(whole, Exchange(whole, 0, FailureKind.PROTOCOL, detail=detail, duration=exchange.duration))]
@@ -176,13 +181,21 @@ def of_request(exchange: Exchange) -> Exchange:
     return whole.end if isinstance(whole, Bundle) and whole.end is not None else exchange
 
 
-class Result(msgspec.Struct):
+class Result(msgspec.Struct, frozen=True):
     """What a receiver says of one callback. ``retry_after`` is seconds; ``sample`` is how the result was written."""
 
-    status: Annotated[int, msgspec.Meta(ge=200, le=599)]
+    status: int
+    id: Any
+    retry_after: float | None
+    sample: bytes
+
+
+class _Said(msgspec.Struct):
+    """A receiver may say more of a callback, in whatever types: that is no reason not to hear the rest."""
+
+    status: Annotated[float, msgspec.Meta(ge=200, lt=600)]  # some write 503.0
     id: Any = None
-    retry_after: Any = None
-    sample: bytes = b""
+    retry_after: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Results(msgspec.Struct):
@@ -191,33 +204,74 @@ class _Results(msgspec.Struct):
 
 _read_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _read_object = msgspec.json.Decoder(_Results).decode
-_read_one = msgspec.json.Decoder(Result).decode
+_read_one = msgspec.json.Decoder(_Said).decode
+_read_seconds = msgspec.json.Decoder(Annotated[float, msgspec.Meta(ge=0)]).decode
 
 
 def read_results(answer: bytes, ids: Sequence[str]) -> list[Result | None] | None:
     """What an answer says of each of ``ids``, in their order; None where it has no results.
 
     ``[{"id": …, "status": 200}, …]``, or an object with that as ``results``. Results without ids are those of all, in
-    order. None in the list: nothing is said of this one.
+    order. None in the list: nothing is said of this one, or nothing that can be understood.
     """
-    try:
-        raws = _read_object(answer).results if answer.lstrip()[:1] == b"{" else _read_list(answer)
-        results = [_read_one(raw) for raw in raws]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    results = [_result(written, sample) for written, sample in _parts(answer)]
+    understood = [one for one in results if one is not None]
+    if not understood:
         return None
-    if not results:
+    if all(one.id is None for one in understood):
+        return results if len(results) == len(ids) else None
+    by_id: dict[str, deque[Result]] = {}
+    for one in understood:
+        if isinstance(one.id, str):
+            by_id.setdefault(one.id, deque()).append(one)
+    if not by_id:
         return None
-    for raw, result in zip(raws, results, strict=True):
-        result.sample = bytes(raw)[:SAMPLE_BYTES]
-    if all(result.id is None for result in results):
-        return list(results) if len(results) == len(ids) else None
-    by_id: dict[Any, deque[Result]] = {}
-    for result in results:
-        if not isinstance(result.id, str):
-            return None
-        by_id.setdefault(result.id, deque()).append(result)
     # Equal callbacks have one id: where there is a result for each of them, the order tells whose it is.
     return [_next_of(by_id.get(one)) for one in ids]
+
+
+def _parts(answer: bytes) -> Sequence[tuple[bytes | msgspec.Raw, bytes | msgspec.Raw]]:
+    """What stands where results would, to be read and to be shown; nothing where no such list is."""
+    try:
+        raws = _read_object(answer).results if answer.lstrip()[:1] == b"{" else _read_list(answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _parts_of_others(answer)
+    return [(raw, raw) for raw in raws]
+
+
+def _parts_of_others(answer: bytes) -> Sequence[tuple[bytes, bytes]]:
+    """Of what some libraries write as JSON and others refuse: NaN, halves of surrogate pairs, a byte order mark."""
+    try:
+        found = json.loads(answer, parse_int=float)
+        parts = found.get("results") if isinstance(found, dict) else found
+        return [(_known(one), json.dumps(one).encode()) for one in parts] if isinstance(parts, list) else ()
+    except (ValueError, RecursionError):
+        return ()
+
+
+def _known(part: object) -> bytes:
+    """What counts of it, as JSON for everybody; null where there is no such thing."""
+    named = part if isinstance(part, dict) else {}
+    try:
+        return msgspec.json.encode({name: named[name] for name in _Said.__struct_fields__ if name in named})
+    except (ValueError, RecursionError):
+        return b"null"
+
+
+def _result(written: bytes | msgspec.Raw, sample: bytes | msgspec.Raw) -> Result | None:
+    try:
+        said = _read_one(written)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return Result(int(said.status), said.id, _seconds(said.retry_after), bytes(sample)[:SAMPLE_BYTES])
+
+
+def _seconds(written: msgspec.Raw) -> float | None:
+    """None for what is no time that anybody could wait for."""
+    try:
+        return float(_read_seconds(written))
+    except msgspec.MsgspecError:
+        return None
 
 
 def _next_of(those: deque[Result] | None) -> Result | None:
@@ -244,25 +298,31 @@ def _by_results(members: Sequence[Parcel], results: Sequence[Result | None], who
 
 
 def _failed(result: Result, count: int, whole: Exchange) -> Exchange:
-    after = result.retry_after
-    is_time = isinstance(after, int | float) and not isinstance(after, bool) and math.isfinite(after) and after >= 0
     return Exchange(
         whole.tag,
         result.status,
         kind_of_status(result.status),
-        float(after) if is_time else whole.retry_after,
+        whole.retry_after if result.retry_after is None else result.retry_after,
         result.sample,
         f"HTTP {result.status} for this one of {count} in a request",
         whole.duration,
     )
 
 
+def _is_success(exchange: Exchange, whole: Bundle) -> bool:
+    """By itself, or by the table of statuses."""
+    return exchange.failure is None or retry.meaning_of(exchange.status, whole.receiver.retry) == "delivered"
+
+
 def _were_cut_off(answer: bytes, most: int) -> bool:
     """Whether these are the beginning of results of which the end is missing."""
     if len(answer) < most:
         return False
-    begin = b"".join(answer[:200].split())
-    return begin.startswith((b'[{"id":', b'[{"status":', b'{"results":'))
+    begin = answer[:4096].lstrip()
+    if begin.startswith(b"{"):
+        listed = _RESULTS.search(answer)
+        return listed is not None and _A_RESULT.search(answer, listed.start()) is not None
+    return begin.startswith(b"[") and _A_RESULT.search(answer) is not None
 
 
 def _shared(exchange: Exchange) -> Exchange:

@@ -242,7 +242,6 @@ def test_equal_callbacks_have_one_id_and_may_have_results_of_their_own() -> None
         b'[{"id": "a", "status": 99}]',
         b'[{"id": "a", "status": 1e400}]',
         b'[{"id": 1, "status": 200}]',
-        b'[{"id": "a", "status": 200}, {"status": 200}]',
         b'[{"id": "a", "status": 200}',
         b"[" * 100_000,
         b'{"results":' * 5000,
@@ -253,22 +252,94 @@ def test_an_answer_that_is_no_results(answer: bytes) -> None:
     assert read_results(answer, ["a", "b"]) is None
 
 
-@given(st.binary(max_size=200) | st.text('[]{}":,0123456789aeidrstul ', max_size=200).map(str.encode))
-def test_any_answer_can_be_read(answer: bytes) -> None:
+@pytest.mark.parametrize(
+    "of_a",
+    [
+        '"status": 503.0',
+        '"status": 503, "sample": "no base64", "more": {"deep": [null]}',
+        '"status": 503, "error": "cut short \\ud83d"',
+        '"status": 503, "took": NaN',
+        f'"status": 503, "retry_after": {"9" * 400}',
+        f'"status": 503, "retry_after": {"9" * 5000}',
+        '"status": 503, "retry_after": -1e999',
+    ],
+)
+@pytest.mark.parametrize(
+    "of_c",
+    [
+        '{"id": "c"}',
+        '{"id": "c", "status": "ok"}',
+        '{"status": 500}',
+        '{"id": 7, "status": 500}',
+        '{"id": "\\ud800", "status": 500}',
+        "5",
+    ],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["", "byte order mark"])
+def test_what_is_strange_in_a_result_hides_no_other(of_a: str, of_c: str, mark: bytes) -> None:
+    answer = mark + f'{{"took": 3, "results": [{{"id": "a", {of_a}}}, {{"id": "b", "status": 200}}, {of_c}]}}'.encode()
+    found = read_results(answer, ["a", "b", "c"])
+    assert found is not None
+    assert [one and one.status for one in found] == [503, 200, None]
+    assert found[0] is not None
+    assert found[0].retry_after is None
+
+
+RESULTS = st.lists(
+    st.fixed_dictionaries(
+        {"status": st.sampled_from([200, 202, 404, 503]) | st.integers() | st.floats() | st.text() | st.none()},
+        optional={
+            "id": st.sampled_from(["a", "b", "a"]) | st.text() | st.integers(),
+            "retry_after": st.integers() | st.floats() | st.text() | st.integers(400, 6000).map(lambda n: 1 << n),
+            "error": st.text() | st.just("\ud800"),
+            "sample": st.text() | st.none(),
+        },
+    ),
+    max_size=4,
+).map(lambda them: json.dumps({"results": them}).encode())
+
+
+@given(
+    st.binary(max_size=200) | st.text('[]{}":,0123456789aeidrstul ', max_size=200).map(str.encode) | RESULTS,
+    st.sampled_from([200, 207, 422, 503]),
+)
+def test_any_answer_can_be_read(answer: bytes, status: int) -> None:
     found = read_results(answer, ["a", "b"])
     assert found is None or len(found) == 2
+    members = [parcel(1), parcel(2)]
+    for name, own in zip("ab", ids_of(members), strict=True):
+        answer = answer.replace(b'"%b"' % name.encode(), b'"%b"' % own.encode())
+    result = opened(bundle(members, LIST), answered(status, answer))
+    came = [one for part, _ in result.ended for one in part.members or [part]]
+    assert [*came, *(one for part in result.again for one in part)] == members
 
 
-def test_results_whose_end_is_missing_are_no_success() -> None:
+@pytest.mark.parametrize(
+    "begin",
+    [
+        '[{"id": "%s", "status": 200, "note": "',
+        '[{"id": "%s", "note": "',
+        '[{"task": 1, "status": 200, "id": "%s", "note": "',
+        '{"results": [{"id": "%s", "note": "',
+        '{"took": 3, "errors": true, "results": [{"took": 1, "id": "%s", "status": 503, "note": "',
+    ],
+)
+def test_results_whose_end_is_missing_are_no_success(begin: str) -> None:
     members = [parcel(n) for n in range(2)]
-    long = json.dumps([{"id": one, "status": 200, "note": "x" * 70_000} for one in ids_of(members)]).encode()
+    long = (begin % ids_of(members)[0]).encode() + b"x" * 70_000
     made = bundle(members, LIST)
     assert made.make_request().answer_bytes == 65_536
     ends = [end for _, end in opened(made, answered(200, long[:65_536])).ended]
     assert {(end.status, end.failure) for end in ends} == {(0, FailureKind.PROTOCOL)}
-    page = b"<html>" + b"x" * 70_000
-    ends = [end for _, end in opened(bundle(members, LIST), answered(200, page[:65_536])).ended]
-    assert {end.failure for end in ends} == {None}
+
+
+@pytest.mark.parametrize(
+    "begin", ["<html>", '[{"id": 1, "n": "', '{"results": 2, "status": 200, "n": "', "[" * 9, '{"results":[{' * 9]
+)
+def test_a_long_answer_that_is_no_results_is_a_success(begin: str) -> None:
+    answer = (begin.encode() + b"x" * 70_000)[:65_536]
+    ((_, end),) = opened(bundle([parcel(1), parcel(2)], LIST), answered(200, answer)).ended
+    assert end.failure is None
 
 
 def test_where_the_table_says_that_it_is_no_fault_of_the_contents_nothing_is_split() -> None:
