@@ -44,8 +44,9 @@ _COLUMNS = (
     ("Dead", "number"),
     ("Oldest waiting", "number"),
     ("Last batch", "number"),
-    ("Send lock", ""),
+    ("Send lock", "lock"),
 )
+_MOST_LOCK = 40  # characters of its value
 _UNKNOWN = '<span class="soft" title="unknown">?</span>'
 _NONE = '<span class="soft">–</span>'
 
@@ -116,17 +117,19 @@ def _queues(snapshot: Snapshot) -> str:
 def _row(view: QueueView, snapshot: Snapshot) -> str:
     known = snapshot.up and view.error is None
     found = [] if not snapshot.up else [text(one) or "" for one in (view.newer, *troubles(view, snapshot.at)) if one]
-    cells = [f'<th scope="row">{escape(view.queue)}</th>', f"<td>{_state(view, snapshot, found)}</td>"]
-    cells.append(f"<td>{escape(view.mode)}</td>")
+    cells = [_state(view, snapshot, found), escape(view.mode)]
     for state in (State.PENDING, State.PROCESSING, State.RETRY, State.DEAD):
         length = view.lengths.get(state) if snapshot.up else None
-        cells.append(f'<td class="number">{_UNKNOWN if length is None else f"{length:,}"}</td>')
+        cells.append(_UNKNOWN if length is None else f"{length:,}")
     for at, suffix in ((view.oldest_at.get(State.PENDING), ""), (view.last_send_at, " ago")):
         shown = _age(at, snapshot.at, suffix) if snapshot.up else None
-        cells.append(f'<td class="number">{shown or (_NONE if known else _UNKNOWN)}</td>')
-    span = ' rowspan="2"' if found else ""
-    cells.append(f'<td class="lock"{span}>{_lock(view) if known or view.lock else _UNKNOWN}</td>')
-    row = f"<tr>{''.join(cells)}</tr>"
+        cells.append(shown or (_NONE if known else _UNKNOWN))
+    cells.append(_lock(view) if known or view.lock else _UNKNOWN)
+    row = f'<tr><th scope="row">{escape(view.queue)}</th>'
+    for (name, style), cell in zip(_COLUMNS[1:], cells, strict=True):
+        span = ' rowspan="2"' if found and style == "lock" else ""
+        row += f'<td class="{style}" data-label="{name}"{span}>{cell}</td>'  # the label is shown on narrow screens
+    row += "</tr>"
     if found:
         why = escape("; ".join(found))
         row += f'<tr class="why"><td></td><td colspan="{len(_COLUMNS) - 2}">{why}</td></tr>'
@@ -148,7 +151,9 @@ def _lock(view: QueueView) -> str:
     if lock is None:
         return '<span class="soft">free</span>'
     left = "no expiry" if lock.ttl is None else f"{age(lock.ttl)} left"
-    holder = "this daemon" if lock.ours else f"<code>{escape((text(lock.value) or '')[:40])}</code>"
+    value = text(lock.value) or ""
+    shown = value if len(value) <= _MOST_LOCK else value[: _MOST_LOCK - 1] + "…"
+    holder = "this daemon" if lock.ours else f"<code>{escape(shown)}</code>"
     return f"{holder}<br><span class='soft'>{escape(left)}</span>"
 
 

@@ -36,7 +36,7 @@ p { margin: 4px 0 0; }
 table { width: 100%; border-collapse: collapse; }
 th, td { padding: 9px 14px; text-align: left; vertical-align: top; border-top: 1px solid var(--line); }
 thead th { border-top: 0; color: var(--soft); font-size: 13px; font-weight: 600; white-space: nowrap; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 110px; }
 td { white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .calm { color: var(--soft); background: var(--back); }
@@ -50,6 +50,16 @@ dl { margin: 0; padding: 6px 0; display: grid; grid-template-columns: max-conten
 dt, dd { margin: 0; padding: 5px 16px; }
 dd { color: var(--soft); }
 code { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+@media (max-width: 1100px) {
+  table, tbody, tbody th, td { display: block; }
+  thead, td:empty { display: none; }
+  tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); border-top: 1px solid var(--line); }
+  tr.why, tr:first-child, tbody th, td { border-top: 0; }
+  tbody th, .lock, .why td { grid-column: 1 / -1; }
+  tbody th { padding-bottom: 0; }
+  .number { text-align: left; }
+  td::before { content: attr(data-label); display: block; color: var(--soft); font-size: 13px; }
+}
 @media (max-width: 960px) { .halves { display: block; } }
 @media (max-width: 640px) { main { padding: 20px 16px 32px; } dl { display: block; } dd { padding-top: 0; } }
 """

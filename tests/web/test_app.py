@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 
@@ -204,6 +205,22 @@ def test_the_landing_page_says_what_is_going_on() -> None:
     assert words | {"the flush loop has ended", "not healthy", "ready"} <= set(found.words)
     assert not {tag for tag, _ in found.tags} & {"script", "img", "iframe", "form", "link"}
     assert not [attributes for _, attributes in found.tags if "style" in attributes], "the policy forbids it"
+
+
+def test_on_narrow_screens_each_value_stands_below_its_heading() -> None:
+    """There the head of the table is not shown, so that nothing is cut at the right."""
+    with serving(FakeBackend()) as served:
+        text = served.ask("/").text
+    headings = re.findall(r'<th scope="col"[^>]*>([^<]+)', text)
+    labels = re.findall(r'<td[^>]* data-label="([^"]+)"', text)
+    assert labels == headings[1:] * len(MIXED.queues)
+    assert "content: attr(data-label)" in text
+
+
+def test_a_lock_value_that_is_cut_says_so() -> None:
+    view = QueueView("q", Mode.OBSERVE, lock=LockView("w" * 41, 1.0, ours=False))
+    with serving(FakeBackend(Snapshot(up=True, at=AT, duration=0.1, queues=(view,)))) as served:
+        assert f"{'w' * 39}…" in Tags(served.ask("/").text).words
 
 
 def test_the_landing_page_sees_the_troubles_that_status_sees() -> None:
