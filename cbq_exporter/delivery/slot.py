@@ -31,7 +31,9 @@ _LARGE_BODY = 16 * 1024  # libcurl sends less than this with one call
 # Bytes that libcurl sends with one call at most. Its own choice would keep a body of 1 MiB for 16 turns.
 _USUAL_PIECE, _LARGE_PIECE = 64 * 1024, 256 * 1024
 _QUIET_ROUNDS = 2
-_LINES_KEPT = 8  # a line may have 100 KiB
+# Of headers and trailers: the empty line between them is looked for. libcurl takes 300 KiB of headers, and 4 KiB of each
+# trailer, however many there are.
+_LINES_KEPT = 64
 _PROXY_UNKNOWN, _CONNECT_FAILED, _TIMED_OUT = 5, 7, 28
 
 

@@ -144,6 +144,7 @@ SOUND: dict[str, Script] = {
     "no_chunks": says(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
     "trailers": says(OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nwhat\r\n0\r\nA: b\r\n\r\n"),
     "trailers_alone": says(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\nA: b\r\nC: d\r\n\r\n"),
+    "many_trailers_alone": says(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"A: b\r\n" * 60 + b"\r\n"),
     "byte_by_byte": says(*[bytes([byte]) for byte in OK + EMPTY]),
     "close": says(OK + b"Connection: close\r\n" + EMPTY),
     "many_cookies": says(OK + b"Set-Cookie: a=b; Domain=.example.com\r\n" * 1000 + EMPTY),
