@@ -31,8 +31,8 @@ _LARGE_BODY = 16 * 1024  # libcurl sends less than this with one call
 # Bytes that libcurl sends with one call at most. Its own choice would keep a body of 1 MiB for 16 turns.
 _USUAL_PIECE, _LARGE_PIECE = 64 * 1024, 256 * 1024
 _QUIET_ROUNDS = 2
-# Of headers and trailers: the empty line between them is looked for. libcurl takes 300 KiB of headers, and 4 KiB of each
-# trailer, however many there are.
+# Of headers and trailers: the empty line between them is looked for. libcurl takes 300 KiB of headers, and 4 KiB of
+# each trailer, however many there are.
 _LINES_KEPT = 64
 _PROXY_UNKNOWN, _CONNECT_FAILED, _TIMED_OUT = 5, 7, 28
 
@@ -96,6 +96,7 @@ class Slot:
             # pycurl has no PROTOCOLS_STR as of 7.49; libcurl will keep these two as long as its API is version 4.
             (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
             (pycurl.REDIR_PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
+            (pycurl.PATH_AS_IS, 1),  # url.parse has read the dots in it, whatever this libcurl would make of them
             (pycurl.POST, 1),
             (pycurl.USERAGENT, around.user_agent),
             (pycurl.SSL_VERIFYPEER, 1),

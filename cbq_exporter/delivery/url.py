@@ -12,6 +12,8 @@ MAX_LENGTH = 8192
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]+)?)(?:[/?#][!-~]*)?\Z")
+_AFTER_PATH = re.compile(r"[?#]")
+_DOTS = re.compile(r"/(?:\.|%2e){1,2}(?:[/?#]|\Z)", re.IGNORECASE)
 _UNUSABLE = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?\Z")
@@ -27,9 +29,10 @@ class Target:
     """A URL that can be sent to.
 
     ``url`` is pure ASCII: a host in other letters is in its IDNA form, a path in other letters is
-    percent-encoded, an IPv4 address is four decimal numbers whichever way it was written. ``host`` is in
-    lower case and has no brackets. ``destination`` is what limits and
-    breakers are kept by: the host, with the port where it is not the scheme's own.
+    percent-encoded, an IPv4 address is four decimal numbers whichever way it was written. Of a path with dots
+    (``/a/../b``) only what they lead to is left, so that the path that is judged is the one that is asked for. ``host``
+    is in lower case and has no brackets. ``destination`` is what limits and breakers are kept by: the host, with the
+    port where it is not the scheme's own.
     """
 
     url: str
@@ -51,7 +54,7 @@ def parse(url: object, max_length: int = MAX_LENGTH) -> Target:
 @lru_cache(maxsize=1024)
 def _parse(url: str) -> Target:
     plain = _PLAIN.match(url)
-    if plain is not None:
+    if plain is not None and not _DOTS.search(url, plain.end(1)):
         origin = _parse_origin(plain[1])
         if origin.url == plain[1]:  # what follows stays as it is too
             return Target(url, origin.scheme, origin.host, origin.port, origin.destination)
@@ -92,7 +95,7 @@ def _parse_slowly(url: str) -> Target:
     else:
         bare = authority = _name(host)
     ours = authority if port_text in ("", None) else f"{authority}:{port}"
-    after = url[named.end() + 2 + len(parts.netloc) :]
+    after = _without_dots(url[named.end() + 2 + len(parts.netloc) :])
     return _target(f"{scheme}://{ours}{quote(after, safe=_VISIBLE)}", scheme, bare, port)
 
 
@@ -102,6 +105,27 @@ def _target(url: str, scheme: str, host: str, port: int) -> Target:
         name = f"[{name}]"
     destination = name if port == _DEFAULT_PORTS[scheme] else f"{name}:{port}"
     return Target(url, scheme, host, port, destination)
+
+
+def _without_dots(after: str) -> str:
+    """By RFC 3986 (5.2.4); a dot may be written as ``%2e``. ``after`` is what follows the authority."""
+    if not _DOTS.search(after):
+        return after
+    mark = _AFTER_PATH.search(after)
+    end = len(after) if mark is None else mark.start()
+    if not end:
+        return after
+    kept: list[str] = []
+    dots = ""
+    for segment in after[1:end].split("/"):
+        dots = segment.lower().replace("%2e", ".")
+        if dots == "..":
+            del kept[-1:]
+        elif dots != ".":
+            kept.append(segment)
+    if dots in (".", ".."):
+        kept.append("")
+    return f"/{'/'.join(kept)}{after[end:]}"
 
 
 def _split_port(netloc: str) -> tuple[str, str | None]:

@@ -51,6 +51,8 @@ ENTRIES = (
         ("https://evil.org/hooks.example.com", "evil.org"),
         ("https://api.example.org/v2/x/y?z", "path"),
         ("https://api.example.org:443/v2/", "path"),
+        ("https://api.example.org/v2/../admin", "api.example.org"),
+        ("https://api.example.org/admin/%2E%2e/v2/x", "path"),
         ("http://api.example.org/v2/x", "api.example.org"),
         ("https://api.example.org/v2", "api.example.org"),
         ("https://api.example.org/v3?a=2&key=1", "query"),

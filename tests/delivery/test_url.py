@@ -138,6 +138,11 @@ READ = [
     ("http://example.com?@evil.example/", "http://example.com?@evil.example/", "example.com", 80, "example.com"),
     ("http://example.com#@evil.example/", "http://example.com#@evil.example/", "example.com", 80, "example.com"),
     ('http://example.com/\\"<>{}|^`', 'http://example.com/\\"<>{}|^`', "example.com", 80, "example.com"),
+    ("http://a.example/v1/../b/./c", "http://a.example/b/c", "a.example", 80, "a.example"),
+    ("http://a.example/v1/%2E%2e/.%2e/b?/../c#/../d", "http://a.example/b?/../c#/../d", "a.example", 80, "a.example"),
+    ("http://a.example/v1//../é/..", "http://a.example/v1/", "a.example", 80, "a.example"),
+    ("http://a.example/..a/b../...", "http://a.example/..a/b../...", "a.example", 80, "a.example"),
+    ("http://a.example?/../b", "http://a.example?/../b", "a.example", 80, "a.example"),
     ("http://127.0.0.1/", "http://127.0.0.1/", "127.0.0.1", 80, "127.0.0.1"),
     ("http://127.1/", "http://127.0.0.1/", "127.0.0.1", 80, "127.0.0.1"),
     ("http://2130706433/", "http://127.0.0.1/", "127.0.0.1", 80, "127.0.0.1"),
@@ -191,12 +196,13 @@ class Curl:
         handle.setopt(pycurl.TIMEOUT, 10)
         handle.setopt(pycurl.WRITEFUNCTION, len)
 
-    def host_of(self, url: str) -> str:
+    def asks(self, url: str) -> tuple[str, str]:
+        """Host and path."""
         before = len(self._receiver.requests)
         self._handle.setopt(pycurl.URL, url)
         self._handle.perform()
         (seen,) = self._receiver.requests[before:]
-        return seen.headers["host"]
+        return seen.headers["host"], seen.path
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +217,10 @@ _PIECES = st.sampled_from(
         *[
             "//",
             "..",
+            "/./",
+            "/../",
+            "/%2e",
+            "%2E",
             "%2f",
             "%40",
             "%00",
@@ -285,7 +295,7 @@ _URLS = st.one_of(
 @example("http://xn--a/")
 @example("http://a/../../b/%2e%2e")
 @given(_URLS)
-def test_libcurl_reads_the_host_that_we_judged(curl: Curl, url: str) -> None:
+def test_libcurl_reads_the_host_and_the_path_that_we_judged(curl: Curl, url: str) -> None:
     """Whatever comes, it is refused with a ValueError or it means the same to us and to libcurl."""
     try:
         target = parse(url)
@@ -294,23 +304,29 @@ def test_libcurl_reads_the_host_that_we_judged(curl: Curl, url: str) -> None:
     assert re.fullmatch("[!-~]+", target.url)
     # Read again it stays as it is: nothing is left to interpret.
     assert parse(target.url) == target
-    host, port = _without_tls(curl, target)
+    host, port, path = _without_tls(curl, target)
     assert _same_host(host, target.host)
     assert port == target.port
+    assert path == _path(target)
+
+
+def _path(target: Target) -> str:
+    rest = re.sub("^https?://[^/?#]*", "", target.url).partition("#")[0]
+    return rest if rest.startswith("/") else f"/{rest}"
 
 
 def _same_host(host: str, ours: str) -> bool:
     return host == ours or (":" in ours and IPv6Address(host) == IPv6Address(ours))
 
 
-def _without_tls(curl: Curl, target: Target) -> tuple[str, int]:
-    """What libcurl reads in the target's URL, with the scheme's own port spelt out."""
+def _without_tls(curl: Curl, target: Target) -> tuple[str, int, str]:
+    """What libcurl reads in the target's URL: host, port (the scheme's own spelt out) and path."""
     scheme, _, rest = target.url.partition("://")
-    seen = curl.host_of(f"http://{rest}")
+    seen, path = curl.asks(f"http://{rest}")
     name, colon, port = seen.rpartition(":")
     if not colon or seen.endswith("]"):
         name, port = seen, str(80 if scheme == "http" or _names_port(rest) else 443)
-    return name.strip("[]"), int(port)
+    return name.strip("[]"), int(port), path
 
 
 def _names_port(rest: str) -> bool:
