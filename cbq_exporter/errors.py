@@ -19,8 +19,10 @@ Each message is one line: what, where, what to do. Driver errors are translated 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
+
+CONFIGURATION = "configuration"  # the ``file`` of a problem while nobody has said which one was read
 
 
 class CbqError(Exception):
@@ -48,6 +50,12 @@ class ConfigError(CbqError):
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         self.problems = problems
         super().__init__("\n".join(str(problem) for problem in problems))
+
+    def read_from(self, file: object) -> ConfigError:
+        """The same, with ``file`` for the problems that could not tell where their setting was read from."""
+        return ConfigError(
+            tuple(replace(one, file=str(file)) if one.file == CONFIGURATION else one for one in self.problems)
+        )
 
 
 class NeedsRestart(ConfigError):

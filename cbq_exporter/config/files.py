@@ -10,10 +10,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from cbq_exporter.errors import ConfigError, Problem
+from cbq_exporter.errors import CONFIGURATION, ConfigError, Problem
 
 _MOST_BYTES = 1024 * 1024  # of one file
 _ENVIRONMENT = "env:"
+_SET_IT = "set it where cbq-exporter runs, or name a file instead"
 
 
 class Files:
@@ -59,7 +60,7 @@ class Files:
         if source.startswith(_ENVIRONMENT):
             name = source.removeprefix(_ENVIRONMENT)
             if name not in self._environ:
-                raise ValueError("no such variable")
+                raise ValueError("no value")
             return self._environ[name].encode("utf-8", "surrogateescape")
         path = Path(source)
         if not path.is_file():
@@ -73,9 +74,10 @@ class Files:
 
 def not_usable(source: str, place: str, why: str, allowed: str = "") -> ConfigError:
     """``allowed`` says what must be there; without it, that it must be readable."""
-    is_variable = source.startswith(_ENVIRONMENT)
-    readable = "must be a variable of the environment" if is_variable else "must be a file that can be read"
-    return ConfigError((Problem(source, place, why, allowed or readable),))
+    if source.startswith(_ENVIRONMENT):
+        found = f"{why} (environment variable {source.removeprefix(_ENVIRONMENT)})"
+        return ConfigError((Problem(CONFIGURATION, place, found, allowed or _SET_IT),))
+    return ConfigError((Problem(source, place, why, allowed or "must be a file that can be read"),))
 
 
 def _digest(content: bytes) -> bytes:

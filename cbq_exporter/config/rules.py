@@ -12,7 +12,7 @@ from cbq_exporter.config import destinations, redis_url, requests
 from cbq_exporter.config.kinds import MINUTE, SECOND, write_duration
 from cbq_exporter.config.models import Config, QueueConfig
 from cbq_exporter.config.places import Finding, Place, shown
-from cbq_exporter.errors import Problem
+from cbq_exporter.errors import CONFIGURATION, Problem
 from cbq_exporter.model import AlertAction, Mode
 
 LEASE_MARGIN = 1 * SECOND  # what a lease must have beyond the delivery timeout
@@ -33,7 +33,7 @@ QueueRule = Callable[[Place, QueueConfig], Iterator[Finding]]
 
 def check(config: Config) -> tuple[Problem, ...]:
     """Every rule that a configuration made in code breaks."""
-    return tuple(Problem("configuration", shown(found.place), found.found, found.allowed) for found in findings(config))
+    return tuple(Problem(CONFIGURATION, shown(found.place), found.found, found.allowed) for found in findings(config))
 
 
 def findings(config: Config) -> tuple[Finding, ...]:

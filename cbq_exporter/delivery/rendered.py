@@ -16,6 +16,7 @@ from cbq_exporter.delivery.render_errors import RenderError
 from cbq_exporter.delivery.renderers import Renderer
 from cbq_exporter.delivery.templates import Template, TemplateError
 from cbq_exporter.delivery.values import OF_BODIES, OF_HEADERS, Values
+from cbq_exporter.errors import CONFIGURATION, ConfigError, Problem
 from cbq_exporter.model import Claimed
 from cbq_exporter.rendering import Attempt, Callback
 
@@ -97,7 +98,8 @@ def _header(name: str, value: str, secrets: Mapping[str, str], place: str) -> Te
     try:
         return Template(value, f"header {name}", known=OF_HEADERS, secrets=secrets, escapes=False)
     except TemplateError as error:
-        raise not_usable(f"{place}.headers", name, str(error), "must be a template that can be used") from None
+        problem = Problem(CONFIGURATION, f"{place}.headers.{name}", str(error), "must be a template that can be used")
+        raise ConfigError((problem,)) from None
 
 
 def _is_json(request: RequestConfig) -> bool:

@@ -127,8 +127,8 @@ def test_a_secret_that_is_none_is_told_and_not_shown(text: str, told: str) -> No
     with pytest.raises(ConfigError) as raised:
         receiver(SigningConfig(secrets_env="S"), Files({"S": text}))
     (problem,) = raised.value.problems
-    assert (problem.file, problem.path) == ("env:S", "queues[q].delivery.signing.secrets_env")
-    assert problem.found == told
+    assert (problem.file, problem.path) == ("configuration", "queues[q].delivery.signing.secrets_env")
+    assert problem.found == f"{told} (environment variable S)"
     assert NEW[8:] not in str(problem)
 
 
