@@ -16,8 +16,8 @@ from cbq_exporter.errors import ConfigError
 @options.output
 @options.debug
 def check_config(config_path: Path | None, schema: bool, as_json: bool) -> int:
-    """Check a configuration, and list everything that is wrong with it. The web config, templates and secrets that it
-    names are checked too."""
+    """Check a configuration, and list everything that is wrong with it. The web config, templates, secrets and tokens
+    that it names are checked too."""
     if schema:
         from cbq_exporter.config.schema import schema as schema_of_file
 
@@ -28,6 +28,7 @@ def check_config(config_path: Path | None, schema: bool, as_json: bool) -> int:
     from cbq_exporter.delivery.proxying import proxy_of
     from cbq_exporter.delivery.receivers import Receivers
     from cbq_exporter.model import Mode
+    from cbq_exporter.web.auth import check_tokens
     from cbq_exporter.web.tls import check_web_config
 
     try:
@@ -36,7 +37,7 @@ def check_config(config_path: Path | None, schema: bool, as_json: bool) -> int:
             proxy_of(queue)
             if queue.mode is Mode.DISPATCH:
                 Receivers(queue, loaded.config.destinations)
-        warnings = [*warnings_of(loaded.config), *check_web_config(loaded.config)]
+        warnings = [*warnings_of(loaded.config), *check_web_config(loaded.config), *check_tokens(loaded.config)]
     except ConfigError as error:
         if not as_json:
             raise

@@ -59,12 +59,13 @@ async def _examine(config: Config, queue: QueueConfig) -> tuple[Examination, Seq
     from cbq_exporter.services.doctor import examine, judge
     from cbq_exporter.store import disk
     from cbq_exporter.store.opening import keys_of, lock_rule_of, open_connections
+    from cbq_exporter.web.auth import check_tokens
     from cbq_exporter.web.tls import check_web_config
 
     stuck_after, lock_rule = queue.recovery.stuck_after, lock_rule_of(queue)
     async with open_connections(config) as connections:
         seen = await examine(connections, keys_of(queue), queue.mode, stuck_after=stuck_after, clock=SYSTEM_CLOCK)
-    told = list(warnings(config))
+    told = [*warnings(config), *check_tokens(config)]
     problems: tuple[Problem, ...] = ()
     try:
         told += check_web_config(config)

@@ -29,7 +29,6 @@ from cbq_exporter.web.problems import Code, ProblemError
 from cbq_exporter.web.status import text
 
 PATH = "/api/v1/alerts"
-SETTING = "alerts.auth.bearer_token_file"
 
 # An alert has 1 to 2 KiB as Alertmanager sends it. A group of more is a storm, out of which nothing should be done
 # by itself; max_alerts of Alertmanager keeps its first ones.
@@ -82,7 +81,7 @@ class AlertWebhook:
     def reconfigure(self, tokens: Path | None, responder: Responder) -> None:
         """From the next request on."""
         self._responder = responder
-        self._tokens = None if tokens is None else Tokens(tokens, SETTING)
+        self._tokens = None if tokens is None else Tokens(tokens, auth.OF_ALERTS)
         if self._tokens is not None:
             self._tokens.check()
 
@@ -105,7 +104,8 @@ class AlertWebhook:
     async def _receive(self, request: web.Request) -> AlertsAnswer:
         if self._tokens is None:
             raise ProblemError(
-                Code.NO_TOKEN_FILE, f"causing something needs authentication: name a file with a token in {SETTING}"
+                Code.NO_TOKEN_FILE,
+                f"causing something needs authentication: name a file with a token in {auth.OF_ALERTS}",
             )
         self._tokens.name_of(request.headers.getall("Authorization", ()))
         content = await read_json(request, most=MOST_BODY, body_time=self._body_time, not_whole=Code.INVALID_ALERTS)

@@ -17,11 +17,14 @@ from pathlib import Path
 
 from aiohttp import web
 
+from cbq_exporter.config.models import Config
 from cbq_exporter.web import small_file
 from cbq_exporter.web.problems import Code, ProblemError
 
 log = logging.getLogger(__name__)
 
+OF_PEOPLE = "web.bearer_token_file"
+OF_ALERTS = "alerts.auth.bearer_token_file"
 UNNAMED = "api"  # whoever has a token without a name
 LEAST = 16  # characters of a token: shorter ones can be guessed
 _MOST_BYTES = 64 * 1024  # of the file
@@ -41,7 +44,7 @@ class _Token:
 class Tokens:
     """Those of ``path``, as they are at the moment of each question; ``setting`` is what names the file, for people."""
 
-    def __init__(self, path: Path, setting: str = "web.bearer_token_file") -> None:
+    def __init__(self, path: Path, setting: str = OF_PEOPLE) -> None:
         self._path = path
         self._setting = setting
         self._said: str | None = None
@@ -71,10 +74,18 @@ class Tokens:
         """Say in the log whether the file can be used, before anybody asks."""
         self._say(self._read()[0])
 
+    def trouble(self) -> str | None:
+        """Why the file cannot be used, for people."""
+        trouble, _ = self._read()
+        return self._refusing(trouble) if trouble else None
+
+    def _refusing(self, trouble: str) -> str:
+        return f"{self._setting} cannot be used, so every request that needs it is refused: {trouble}"
+
     def _say(self, trouble: str) -> None:
         """Once for each trouble, and once when it is over."""
         if trouble and trouble != self._said:
-            log.error("%s cannot be used, so every request that needs it is refused: %s", self._setting, trouble)
+            log.error("%s", self._refusing(trouble))
         elif not trouble and self._said:
             log.info("%s can be used again", self._setting)
         self._said = trouble
@@ -99,6 +110,13 @@ class Tokens:
                 return f"{self._path}:{number}: a token must have {LEAST} characters at least", []
             tokens.append(_Token(name, _digest(token)))
         return ("", tokens) if tokens else (f"{self._path}: there is no token in it", [])
+
+
+def check_tokens(config: Config) -> tuple[str, ...]:
+    """What is wrong with the files of tokens that are named, each a warning: the daemon starts all the same."""
+    named = {OF_PEOPLE: config.web.bearer_token_file, OF_ALERTS: config.alerts.auth.bearer_token_file}
+    troubles = [Tokens(path, setting).trouble() for setting, path in named.items() if path is not None]
+    return tuple(trouble for trouble in troubles if trouble is not None)
 
 
 _ASK = web.AppKey("routes_that_ask_for_a_token", set)

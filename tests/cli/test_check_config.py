@@ -10,6 +10,8 @@ from click.testing import CliRunner, Result
 
 from cbq_exporter.cli.main import app
 
+ALERTS = "alerts: {{auth: {{bearer_token_file: {}}}, routes: [{{match: {{alertname: X}}, action: recover}}]}}"
+
 
 def _check(file: Path, *words: str) -> Result:
     return CliRunner().invoke(app, ["check-config", "-c", str(file), *words], env={"CBQ_REDIS_URL": None})
@@ -56,8 +58,9 @@ def test_every_problem_of_a_bad_file(file: Path) -> None:
 
 
 def test_the_web_config_is_checked_too(file: Path, tmp_path: Path) -> None:
-    web_yml = tmp_path / "web.yml"
-    file.write_text(f"web: {{listen_address: ':9847', bearer_token_file: t, config_file: {web_yml}}}\n")
+    web_yml, tokens = tmp_path / "web.yml", tmp_path / "tokens"
+    tokens.write_text("a-token-without-a-name\n")
+    file.write_text(f"web: {{listen_address: ':9847', bearer_token_file: {tokens}, config_file: {web_yml}}}\n")
     web_yml.write_text("tls_server_config: {cert_file: none.pem, key_file: none.key}\n")
     result = _check(file)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -70,6 +73,22 @@ def test_the_web_config_is_checked_too(file: Path, tmp_path: Path) -> None:
     assert _check(file).stderr.splitlines() == [
         f"warning: {web_yml}: tls_server_config: is not there: bearer tokens cross the network unencrypted"
     ]
+
+
+def test_files_of_tokens_are_checked_too(file: Path, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "people", tmp_path / "alertmanager"
+    file.write_text(f"web: {{bearer_token_file: {ours}}}\n{ALERTS.format(theirs)}\n")
+    theirs.write_text("short\n")
+    refused = "cannot be used, so every request that needs it is refused"
+    result = _check(file)
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        f"warning: web.bearer_token_file {refused}: {ours}: No such file or directory",
+        f"warning: alerts.auth.bearer_token_file {refused}: {theirs}:1: a token must have 16 characters at least",
+    ]
+    for path in (ours, theirs):
+        path.write_text("a-token-without-a-name\n")
+    assert _check(file).stderr == ""
 
 
 def test_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
