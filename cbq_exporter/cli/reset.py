@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,11 +39,13 @@ def reset(
         if not yes:
             _ask_for_name(plan.operation.queue)
 
-    run(
-        operate(
-            config_path, queue_name, lambda name: Reset(name, force), How(yes, dry_run, why, as_json), _past, ask=ask
-        )
-    )
+    def past(executed: Executed) -> str:
+        moved = output.count(sum(executed.counts.values()), "callback")
+        assert executed.undo is not None
+        return f"moved {moved} to the trash; the way back: {_way_back(executed.undo, config_path, queue_name)}"
+
+    how = How(yes, dry_run, why, as_json)
+    run(operate(config_path, queue_name, lambda name: Reset(name, force), how, past, ask=ask))
 
 
 def _ask_for_name(name: str) -> None:
@@ -56,6 +59,8 @@ def _ask_for_name(name: str) -> None:
         raise RefusedError(output.ABORTED)
 
 
-def _past(executed: Executed) -> str:
-    moved = output.count(sum(executed.counts.values()), "callback")
-    return f"moved {moved} to the trash; the way back: cbq-exporter undo --trash {executed.undo}"
+def _way_back(reset_id: str, config_path: Path | None, queue_name: str | None) -> str:
+    """The command, with the options that led to this queue: so it can be copied."""
+    options = ["-c", str(config_path)] if config_path is not None else []
+    options += ["-q", queue_name] if queue_name is not None else []
+    return shlex.join(["cbq-exporter", "undo", *options, "--trash", reset_id])

@@ -128,7 +128,8 @@ def test_reset_and_undo(cli: Cli) -> None:
     )
     assert says(cli, "reset", "--yes") == (2, ["cbq-exporter: reset --yes needs the queue's name: --queue callbacks"])
     assert cli.pending() == [item(1), item(2)]
-    moved = "moved 2 callbacks to the trash; the way back: cbq-exporter undo --trash RESET"
+    back = f"cbq-exporter undo -c {cli.config_file} -q callbacks --trash RESET"
+    moved = f"moved 2 callbacks to the trash; the way back: {back}"
     assert says(cli, "reset", "--yes", "--queue", "callbacks") == (0, [*plan, moved])
     assert (cli.pending(), cli.server.client.exists("q:lock")) == ([], 0)
     cli.server.client.rpush("q:pending", item(3))
