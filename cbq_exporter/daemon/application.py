@@ -25,7 +25,7 @@ from cbq_exporter.daemon.schedule import Schedule
 from cbq_exporter.daemon.watchdog import SILENCE, watch
 from cbq_exporter.errors import CbqError, StoreError
 from cbq_exporter.metrics.instruments import Instruments
-from cbq_exporter.model import Actor, Snapshot
+from cbq_exporter.model import Actor, Mode, Snapshot
 from cbq_exporter.revision import revision
 from cbq_exporter.services.audit import Audit
 from cbq_exporter.services.measurer import MEASURE_EVERY, Measurer
@@ -187,7 +187,9 @@ class Application:
         if sys.prefix != sys.base_prefix and program == "cbq-exporter":
             program = sys.argv[0]
         option = f" -c {self._source}" if self._source and self._source.name != "config.yaml" else ""
-        one = f" -q {self.config.queues[0].name}" if len(self.config.queues) > 1 else ""
+        queues = self.config.queues
+        sent = next((queue for queue in queues if queue.mode is Mode.DISPATCH), queues[0])
+        one = f" -q {sent.name}" if len(queues) > 1 else ""
         return [
             f"cbq-exporter {__version__} {self.summary()}",
             f"Metrics: {self._web.url}/metrics",

@@ -33,6 +33,7 @@ from tests.support.receiver import Answer, Receiver, Seen, busy, redirect
 from tests.support.servers import KINDS, Server
 
 QUEUES = (
+    queue(name="looked-at", prefix="looked-at", mode="observe"),
     queue(name="contract"),  # at the prefix of the existing software
     queue(name="sized", prefix="sized", batch={"size": 5, "max_delay": "30s"}),
     queue(name="aged", prefix="aged", batch={"max_delay": "700ms"}),
@@ -74,6 +75,12 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     with Server(request.param) as server, Receiver() as receiver, Daemon(server.url, *QUEUES) as daemon:
         daemon.wait_until_ready()
         yield Place(server, receiver, daemon)
+
+
+def test_the_first_lines_name_a_queue_that_is_sent(place: Place) -> None:
+    *_, last = (place.daemon.folder / "out").read_text().splitlines()
+    assert last.startswith("Enqueue one callback: python -m cbq_exporter enqueue ")
+    assert " -q contract " in last  # not the first: that one is only looked at
 
 
 def test_an_item_of_the_existing_software_is_delivered_and_its_keys_are_kept_as_its_tools_expect(place: Place) -> None:
