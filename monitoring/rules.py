@@ -49,6 +49,11 @@ class Alert:
         return f"{RUNBOOKS}/{self.name}.md"
 
     @property
+    def runbook_command(self) -> str:
+        """Prints the page of this version, wherever the program is; the address depends on who publishes it."""
+        return f"cbq-exporter explain {self.name}"
+
+    @property
     def dashboard_url(self) -> str:
         """The dashboard, with its variables set to what the alert is about."""
         dashboard = DESTINATION_DASHBOARD if "destination" in self.scope else QUEUES_DASHBOARD

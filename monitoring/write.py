@@ -53,6 +53,7 @@ def _alert(one: Alert) -> dict[str, Any]:
             "summary": one.summary,
             "description": one.description,
             "runbook_url": one.runbook_url,
+            "runbook_command": one.runbook_command,
             "dashboard_url": one.dashboard_url,
         },
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from cbq_exporter.cli import options
 from cbq_exporter.cli.main import app
@@ -33,6 +34,15 @@ HEADINGS = [
 def test_each_alert_has_a_page_and_each_page_an_alert() -> None:
     assert {page.stem for page in PAGES} == {alert.name for alert in ALERTS}
     assert {alert.runbook_url for alert in ALERTS} == {f"{RUNBOOKS}/{page.name}" for page in PAGES}
+
+
+def test_the_command_in_each_alert_prints_its_page() -> None:
+    """Also where the address leads nowhere: from a clone, or a private network."""
+    for alert in ALERTS:
+        program_name, *words = shlex.split(alert.runbook_command)
+        assert program_name == "cbq-exporter"
+        printed = CliRunner().invoke(app, words)
+        assert (printed.exit_code, printed.stdout) == (0, (FOLDER / f"{alert.name}.md").read_text())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
