@@ -12,9 +12,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.model import ProcessingLook, Recovery
@@ -23,14 +22,13 @@ from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.ledger import Ledger
 from cbq_exporter.store.lock_watch import LockWatch
+from cbq_exporter.store.paging import chunks, from_the_tail
 from cbq_exporter.store.queue import Queue
 
 MOST_SIGHTINGS = 100_000  # callbacks, the oldest claims; the others come later
 _LOOKS_MISSED = 3  # so many looks in a row may be left out before what was seen is forgotten
 
 # Nobody else is served while a script runs: each ends within 5 ms, unless a single payload takes longer.
-_PAGE_BYTES = 1024 * 1024  # of payloads that are read
-_PAGE_ITEMS = 2000
 _MOST_MOVED = 125  # callbacks, in one script
 _MOST_MOVED_BYTES = 512 * 1024
 _MOST_HOPS = 100_000  # nodes of the list, to find their places
@@ -41,8 +39,6 @@ _MOST_LOOKS = 10  # at processing, of one person's recovery
 _NO_RECORD = 10**9  # more recoveries than anything has: nothing becomes a dead letter
 
 _Wanted = dict[bytes, list[str]]  # names of sightings, by the SHA-1 of the callback
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +104,9 @@ class Healing:
         keep = _ms(stuck_after + _LOOKS_MISSED * every)
         gone, used, stuck = await self._compare(copies, now_ms - _ms(stuck_after))
         new = list(_names(copies, used))
-        for ended in _chunks(gone, _MOST_MEMBERS):
+        for ended in chunks(gone, _MOST_MEMBERS):
             await self._connections.run_named("sight", [k.sightings], [keep, len(ended), *ended])
-        for began_now in list(_chunks(new, _MOST_MEMBERS)) or [[]]:
+        for began_now in list(chunks(new, _MOST_MEMBERS)) or [[]]:
             await self._connections.run_named("sight", [k.sightings], [keep, 0, *began_now])
         return replace(look, untracked=untracked, stuck=stuck, new=len(new), gone=len(gone))
 
@@ -118,7 +114,7 @@ class Healing:
         """How many of each callback, by its SHA-1, are in processing and under no lease."""
         leased = await self._leased()
         copies: Counter[bytes] = Counter()
-        async for _, page in self._pages(leased.total()):
+        async for _, page in from_the_tail(self._connections, self.keys.processing, MOST_SIGHTINGS + leased.total()):
             copies.update(_digest(payload) for payload in page)
         if not copies:
             return copies
@@ -248,7 +244,8 @@ class Healing:
         missed: _Wanted = {}
         fence, leased = await self._fence_and_leased()
         length = await self._connections.read("LLEN", self.keys.processing)
-        async for start, page in self._pages(leased.total(), everything=age < 0):
+        most = None if age < 0 else MOST_SIGHTINGS + leased.total()
+        async for start, page in from_the_tail(self._connections, self.keys.processing, most):
             found = []
             for place in range(start + len(page) - 1, start - 1, -1):
                 payload = page[place - start]
@@ -298,24 +295,6 @@ class Healing:
         return codes
 
     # --- reading -----------------------------------------------------------------------------
-
-    async def _pages(self, leased: int, *, everything: bool = False) -> AsyncIterator[tuple[int, list[bytes]]]:
-        """Processing in bounded pages from the tail, each with the place of its first; see MOST_SIGHTINGS.
-
-        What is taken out meanwhile cannot make the walk miss anything, but it may see something twice.
-        """
-        end = await self._connections.read("LLEN", self.keys.processing)
-        if not everything:
-            end = min(end, MOST_SIGHTINGS + leased)
-        size = 16
-        while end > 0:
-            start = max(0, end - size)
-            page = await self._connections.read("LRANGE", self.keys.processing, start, end - 1)
-            yield start, page
-            end = start
-            if page:
-                mean = max(1, sum(map(len, page)) // len(page))
-                size = max(1, min(_PAGE_ITEMS, _PAGE_BYTES // mean, size * 4))
 
     async def _fence_and_leased(self) -> tuple[bytes, Counter[bytes]]:
         commands = [("GET", self.keys.fence), ("ZRANGE", self.keys.leases, 0, -1)]
@@ -391,11 +370,6 @@ def _fitting(found: Sequence[_Candidate], length: int) -> Iterator[list[_Candida
         hops += to_there
     if batch:
         yield batch
-
-
-def _chunks(values: Sequence[T], most: int) -> Iterator[Sequence[T]]:
-    for first in range(0, len(values), most):
-        yield values[first : first + most]
 
 
 def _time_ms(answer: Sequence[bytes]) -> int:

@@ -26,6 +26,7 @@ from cbq_exporter.config import redis_url
 from cbq_exporter.errors import EnqueueError
 from cbq_exporter.store.connections import translate
 from cbq_exporter.store.keys import STATS_TTL, QueueKeys
+from cbq_exporter.store.paging import batches
 
 # What is sent at once: small enough that a lost answer leaves few callbacks in doubt.
 _BATCH_ITEMS = 1000
@@ -142,14 +143,10 @@ class _Batch:
 
 
 def _batches(payloads: Sequence[bytes]) -> Iterator[_Batch]:
-    first = size = 0
-    for place, payload in enumerate(payloads):
-        if place > first and (place - first >= _BATCH_ITEMS or size + len(payload) > _BATCH_BYTES):
-            yield _Batch(payloads[first:place], first, payloads[place:])
-            first, size = place, 0
-        size += len(payload)
-    if payloads:
-        yield _Batch(payloads[first:], first, ())
+    before = 0
+    for batch in batches(payloads, len, most=_BATCH_ITEMS, most_bytes=_BATCH_BYTES):
+        yield _Batch(batch, before, payloads[before + len(batch) :])
+        before += len(batch)
 
 
 _COMMANDS = 3

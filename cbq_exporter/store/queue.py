@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from cbq_exporter import item
@@ -31,6 +31,7 @@ from cbq_exporter.model import (
 from cbq_exporter.store import records
 from cbq_exporter.store.connections import MUTATION_TIMEOUT, Connections
 from cbq_exporter.store.keys import STATS_TTL, QueueKeys
+from cbq_exporter.store.paging import batches, chunks, from_the_tail
 
 LAST_SEND_TTL = 60  # seconds, as existing tools expect
 
@@ -42,8 +43,6 @@ _MOST_HASHED_BYTES = 2 * 1024 * 1024  # the same, where the script computes thei
 _MOST_STEPS = 100_000  # elements of processing to walk over
 _MOST_SETTLE_STEPS = 2 * _MOST_STEPS  # at worst: those settled are the oldest of ours, and found at once
 
-_PAGE_BYTES = 1024 * 1024
-_PAGE_ITEMS = 2000
 _MOST_LEASES = 10_000  # expired ones, in one look
 _HELD_MS = 60_000  # until a callback that nobody has told of its turn asks
 _SWEEP_PAGES = 100  # in one sweep
@@ -261,7 +260,7 @@ class Queue:
     async def hasten(self, ids: Sequence[str]) -> list[bool]:
         """Make due those of ``ids`` that wait in retry and are not, in that order; says of each whether it was."""
         made: list[bool] = []
-        for chunk in _chunks(ids, _MOST_ITEMS):
+        for chunk in chunks(ids, _MOST_ITEMS):
             answer = await self._connections.run_named("hasten", [self.keys.retry], chunk)
             made += [code == 1 for code in answer]
         return made
@@ -278,7 +277,7 @@ class Queue:
     async def extend(self, leases: Sequence[str], lease: float) -> list[bool]:
         """Set the deadlines of leases to ``lease`` seconds from now; False for each that is not held any more."""
         held: list[bool] = []
-        for chunk in _chunks(leases, 5 * _MOST_ITEMS):
+        for chunk in chunks(leases, 5 * _MOST_ITEMS):
             answer = await self._connections.run_named("extend", [self.keys.leases], [_ms(lease), *chunk])
             held += [code == 1 for code in answer]
         return held
@@ -307,7 +306,7 @@ class Queue:
                 no_leases.append((raw, None))
         total = await self._recover(no_leases, max_recoveries, 0)
         walked = 0
-        async for page in self._pages_from_the_tail():
+        async for _, page in from_the_tail(self._connections, k.processing):
             walked += len(page)
             found: list[tuple[str, bytes]] = []
             for payload in reversed(page):
@@ -330,7 +329,7 @@ class Queue:
         k = self.keys
         total = Recovery()
         most = max(1, min(_MOST_ITEMS, _MOST_STEPS // max(1, 2 * steps)))
-        for batch in _batches(found, lambda pair: len(pair[1] or b""), most):
+        for batch in batches(found, lambda pair: len(pair[1] or b""), most=most, most_bytes=_MOST_BYTES):
             args: list[str | bytes | int] = [max_recoveries]
             for lease, payload in batch:
                 record = b"" if payload is None else records.of_poison(str(lease), payload)
@@ -341,24 +340,12 @@ class Queue:
             total += Recovery(codes.count(1), codes.count(2), codes.count(3))
         return total
 
-    async def _pages_from_the_tail(self) -> AsyncIterator[list[bytes]]:
-        end = await self._connections.read("LLEN", self.keys.processing)
-        size = 16
-        while end > 0:
-            start = max(0, end - size)
-            page = await self._connections.read("LRANGE", self.keys.processing, start, end - 1)
-            yield page
-            end = start
-            if page:
-                mean = max(1, sum(map(len, page)) // len(page))
-                size = max(1, min(_PAGE_ITEMS, _PAGE_BYTES // mean, size * 4))
-
     # --- producing ---------------------------------------------------------------------------
 
     async def enqueue(self, payloads: Sequence[bytes]) -> int:
         """Append payloads, counted as the existing producers count; returns the length of pending."""
         length = 0
-        for batch in _batches(payloads, len, 2 * _MOST_ITEMS):
+        for batch in batches(payloads, len, most=2 * _MOST_ITEMS, most_bytes=_MOST_BYTES):
             length = await self._connections.run_named(
                 "enqueue", [self.keys.pending, self.keys.stats_queued], [STATS_TTL, *batch]
             )
@@ -395,7 +382,7 @@ class Queue:
         its size."""
         k = self.keys
         found = []
-        for chunk in _chunks(ids, 1 if with_payload else 500):
+        for chunk in chunks(ids, 1 if with_payload else 500):
             commands: list[tuple[str, ...]] = [("ZMSCORE", key, *chunk), ("HMGET", k.records, *chunk)]
             commands += [("HGET", k.payloads, i) if with_payload else ("HSTRLEN", k.payloads, i) for i in chunk]
             scores, kept, *rest = await self._connections.read_many(commands)
@@ -432,7 +419,7 @@ class Queue:
         """Delete letters for good; returns how many were still there."""
         k = self.keys
         purged = 0
-        for chunk in _chunks(ids, _MOST_ITEMS):
+        for chunk in chunks(ids, _MOST_ITEMS):
             purged += await self._connections.run_named("dead_purge", [k.dead, k.records, k.payloads], chunk)
         return purged
 
@@ -472,7 +459,7 @@ class Queue:
         for _ in range(_SWEEP_PAGES):
             cursor, fields = await self._connections.read("HSCAN", key, self._swept_to[key], "COUNT", page_size)
             self._swept_to[key] = int(cursor)
-            for chunk in _chunks(fields[::2], _MOST_ITEMS):
+            for chunk in chunks(fields[::2], _MOST_ITEMS):
                 swept += await self._connections.run_named("sweep", [k.retry, k.dead, k.records, k.payloads], chunk)
             if self._swept_to[key] == 0:
                 break
@@ -534,23 +521,6 @@ def _kind_and_delay(outcome: Retry | Held | Dead) -> tuple[str, int]:
             return "h", _HELD_MS
         case Dead():
             return "x" if outcome.attempt_used else "z", 0
-
-
-def _chunks(values: Sequence[T], most: int) -> Iterator[Sequence[T]]:
-    for first in range(0, len(values), most):
-        yield values[first : first + most]
-
-
-def _batches(values: Sequence[T], size_of: Callable[[T], int], most: int) -> Iterator[Sequence[T]]:
-    """Runs of ``values`` that fit one script; one that is too large for any stands alone."""
-    first = size = 0
-    for position, value in enumerate(values):
-        size += size_of(value)
-        if position > first and (position - first >= most or size > _MOST_BYTES):
-            yield values[first:position]
-            first, size = position, size_of(value)
-    if values:
-        yield values[first:]
 
 
 def _monotonic_ms() -> int:
