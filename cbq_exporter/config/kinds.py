@@ -37,7 +37,7 @@ _SIZE = r"([0-9]{1,15}) ?(B|KiB|MiB|GiB|kB|KB|MB|GB)"
 _RATE = r"([0-9]{1,9}(?:\.[0-9]{1,3})?)/(s|m|h)"
 _BANDWIDTH = r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(k|M|G)bit/s"
 _HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}"
-_HEADER_VALUE = r"[\t\x20-\x7e]{1,8192}"
+_HEADER_VALUE = r"(?=[\t ]*[!-~])[\t\x20-\x7e]{1,8192}"
 _QUEUE_NAME = r"[a-z0-9_-]{1,64}"
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
 _LISTEN = r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([^\[\]:/@\s]*)):([0-9]{1,5})"
@@ -234,7 +234,7 @@ def header_name() -> Kind:
 
 
 def header_value() -> Kind:
-    return text(_HEADER_VALUE, "a text of printable ASCII on one line (a number needs quotes)")
+    return text(_HEADER_VALUE, "a text of printable ASCII on one line, not blank (a number needs quotes)")
 
 
 def secret_name() -> Kind:

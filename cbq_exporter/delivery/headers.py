@@ -10,7 +10,7 @@ from cbq_exporter.config.kinds import RESERVED_HEADERS
 OWN = frozenset({"webhook-id", "webhook-timestamp", "webhook-signature"})
 
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
-_VALUE = re.compile(r"[\t\x20-\x7e]{1,8192}")
+_VALUE = re.compile(r"(?=[\t ]*[!-~])[\t\x20-\x7e]{1,8192}")  # libcurl leaves out a header that is blank
 
 
 def line(name: object, value: object) -> str:
@@ -20,5 +20,5 @@ def line(name: object, value: object) -> str:
     if name.lower() in RESERVED_HEADERS or name.lower() in OWN:
         raise ValueError(f"the header {name} is set for each request and cannot be given")
     if not isinstance(value, str) or not _VALUE.fullmatch(value):
-        raise ValueError(f"the header {name} must be a text of printable ASCII on one line, up to 8,192 characters")
+        raise ValueError(f"the header {name} must be printable ASCII on one line, not blank and up to 8,192 characters")
     return f"{name}: {value}"

@@ -88,11 +88,14 @@ def _settings(receiver: Receiver, destinations: Sequence[DestinationConfig]) -> 
 
 
 def _headers(user_agent: str, lines: Sequence[str], compressed: bool) -> tuple[tuple[str, str], ...]:
-    made = [("user-agent", user_agent)]
+    """All but those that say where the body goes and how long it is; the sender's own where no others are given."""
+    given = {line.partition(":")[0].lower() for line in lines}
+    own = {"user-agent": user_agent, "accept": "*/*"}
+    made = [(name, value) for name, value in own.items() if name not in given]
     for line in lines:
         name, _, value = line.partition(": ")
         made.append((name, _masked(name, value)))
-    if compressed:
+    if compressed and "content-encoding" not in given:
         made.append(("content-encoding", "gzip"))
     return tuple(made)
 

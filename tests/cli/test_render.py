@@ -56,6 +56,7 @@ def test_the_request_and_the_settings_are_shown(render: Callable[..., Result]) -
         "",
         "POST https://a.example/x",
         version,
+        "accept: */*",
         "Authorization: ***",
         "X-Team: images",
         "content-type: application/json",
