@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cbq_exporter.cli import options, output
-from cbq_exporter.errors import ConfigError
+from cbq_exporter.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from cbq_exporter.config.loading import Loaded
 
 
 @click.command("check-config")
@@ -24,20 +30,10 @@ def check_config(config_path: Path | None, schema: bool, as_json: bool) -> int:
         click.echo(schema_of_file(), nl=False)
         return 0
     from cbq_exporter.config import load
-    from cbq_exporter.config import warnings as warnings_of
-    from cbq_exporter.delivery.proxying import proxy_of
-    from cbq_exporter.delivery.receivers import Receivers
-    from cbq_exporter.model import Mode
-    from cbq_exporter.web.auth import check_tokens
-    from cbq_exporter.web.tls import check_web_config
 
     try:
         loaded = load(config_path)
-        for queue in loaded.config.queues:
-            proxy_of(queue)
-            if queue.mode is Mode.DISPATCH:
-                Receivers(queue, loaded.config.destinations)
-        warnings = [*warnings_of(loaded.config), *check_web_config(loaded.config), *check_tokens(loaded.config)]
+        warnings = _warnings(loaded)
     except ConfigError as error:
         if not as_json:
             raise
@@ -64,3 +60,38 @@ def check_config(config_path: Path | None, schema: bool, as_json: bool) -> int:
     for warning in warnings:
         output.say(f"warning: {warning}")
     return 0
+
+
+def _warnings(loaded: Loaded) -> list[str]:
+    """Of the configuration and of what it names. Raises ConfigError with what is wrong in all the files and variables
+    that it names, not only in the first.
+    """
+    from cbq_exporter.config import warnings
+    from cbq_exporter.delivery.proxying import proxy_of
+    from cbq_exporter.delivery.receivers import Receivers
+    from cbq_exporter.model import Mode
+    from cbq_exporter.web.auth import check_tokens
+    from cbq_exporter.web.tls import check_web_config
+
+    config = loaded.config
+    told = list(warnings(config))
+    problems: dict[Problem, None] = {}  # those of destinations come with each queue
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            problems.update(dict.fromkeys(error.problems))
+
+    for queue in config.queues:
+        with noted():
+            proxy_of(queue)
+        if queue.mode is Mode.DISPATCH:
+            with noted():
+                Receivers(queue, config.destinations)
+    with noted():
+        told += check_web_config(config)
+    if problems:
+        raise ConfigError(tuple(problems)).read_from(loaded.source or "defaults")
+    return [*told, *check_tokens(config)]

@@ -23,7 +23,7 @@ from cbq_exporter.daemon.loops import Loops
 from cbq_exporter.daemon.reloading import Reloader
 from cbq_exporter.daemon.schedule import Schedule
 from cbq_exporter.daemon.watchdog import SILENCE, watch
-from cbq_exporter.errors import CbqError, StoreError
+from cbq_exporter.errors import CbqError, ConfigError, StoreError
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import Actor, Mode, Snapshot
 from cbq_exporter.revision import revision
@@ -162,17 +162,20 @@ class Application:
         return Audit(store, count=self.instruments.operation_ended)
 
     def _attendant(self, queue: QueueConfig, config: Config, store: Store) -> Attendant:
-        return Attendant(
-            queue,
-            config.destinations,
-            store,
-            self.instruments.queue(queue.name),
-            self._audit(store),
-            self._operations(config, store),
-            self._schedule,
-            self._clock,
-            open_files.idle_connections(queue, config, self._open_files),
-        )
+        try:
+            return Attendant(
+                queue,
+                config.destinations,
+                store,
+                self.instruments.queue(queue.name),
+                self._audit(store),
+                self._operations(config, store),
+                self._schedule,
+                self._clock,
+                open_files.idle_connections(queue, config, self._open_files),
+            )
+        except ConfigError as error:
+            raise error.read_from(self._source or "defaults") from error
 
     def summary(self) -> str:
         """What it does, in one line."""

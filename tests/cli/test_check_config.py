@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,28 @@ def test_files_of_tokens_are_checked_too(file: Path, tmp_path: Path) -> None:
     for path in (ours, theirs):
         path.write_text("a-token-without-a-name\n")
     assert _check(file).stderr == ""
+
+
+def test_what_the_file_names_and_is_not_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CBQ_NONE", raising=False)
+    file.write_text(
+        "redis: {url: 'unix:///nowhere.sock'}\nweb: {listen_address: '127.0.0.1:0'}\nqueues:\n"
+        "  - {name: a, prefix: a, delivery: {request: {secrets: {key: 'env:CBQ_NONE'}, headers: {X-Key: '{{ secrets.key }}'}}}}\n"
+        "  - {name: b, prefix: b, delivery: {signing: {secrets_env: CBQ_NONE}}}\n"
+        "  - {name: c, prefix: c, delivery: {request: {headers: {X-Key: '{{ no'}}}}\n"
+    )
+    result = _check(file)
+    said = "found no value (environment variable CBQ_NONE); set it where cbq-exporter runs, or name a file instead"
+    assert (result.exit_code, result.stdout) == (1, "")
+    *variables, header = result.stderr.splitlines()
+    assert variables == [
+        f"cbq-exporter: {file}: queues[a].delivery.request.secrets.key: {said}",
+        f"cbq-exporter: {file}: queues[b].delivery.signing.secrets_env: {said}",
+    ]
+    assert header.startswith(f"cbq-exporter: {file}: queues[c].delivery.request.headers.X-Key: found ")
+    serve = [sys.executable, "-m", "cbq_exporter", "serve", "-c", str(file)]
+    served = subprocess.run(serve, capture_output=True, text=True, timeout=60, check=False)
+    assert (served.returncode, served.stderr.splitlines()[-1]) == (1, variables[0])
 
 
 def test_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
