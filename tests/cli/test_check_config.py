@@ -97,7 +97,8 @@ def test_what_the_file_names_and_is_not_there(file: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("CBQ_NONE", raising=False)
     file.write_text(
         "redis: {url: 'unix:///nowhere.sock'}\nweb: {listen_address: '127.0.0.1:0'}\nqueues:\n"
-        "  - {name: a, prefix: a, delivery: {request: {secrets: {key: 'env:CBQ_NONE'}, headers: {X-Key: '{{ secrets.key }}'}}}}\n"
+        "  - name: a\n    prefix: a\n"
+        "    delivery: {request: {secrets: {key: 'env:CBQ_NONE'}, headers: {X-Key: '{{ secrets.key }}'}}}\n"
         "  - {name: b, prefix: b, delivery: {signing: {secrets_env: CBQ_NONE}}}\n"
         "  - {name: c, prefix: c, delivery: {request: {headers: {X-Key: '{{ no'}}}}\n"
     )
