@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.times import epoch_ms, ms
 
 MOST = 10_000  # circuits of one queue
 
@@ -34,7 +35,7 @@ class Breakers:
     async def current(self) -> Mapping[str, Breaker]:
         """By destination. Those that are closed are not among them."""
         time, answer = await self._connections.read_all([("TIME",), ("HGETALL", self._keys.breakers)])
-        now_ms = int(time[0]) * 1000 + int(time[1]) / 1000
+        now_ms = epoch_ms(time)
         found = {}
         for name, text in zip(answer[::2], answer[1::2], strict=True):
             breaker = _read(text, now_ms)
@@ -46,7 +47,7 @@ class Breakers:
         """Until ``left`` seconds from now it is what it is. False where it is not for us to say: the send lock is
         somebody else's; or where there are too many.
         """
-        arguments = [self._lock_value, destination, phase, max(0, round(left * 1000)), openings, MOST]
+        arguments = [self._lock_value, destination, phase, ms(left), openings, MOST]
         keys = [self._keys.lock, self._keys.breakers]
         return bool(await self._connections.run_named("breaker_keep", keys, arguments) == 1)
 

@@ -24,6 +24,7 @@ from cbq_exporter.store.ledger import Ledger
 from cbq_exporter.store.lock_watch import LockWatch
 from cbq_exporter.store.paging import chunks, from_the_tail
 from cbq_exporter.store.queue import Queue
+from cbq_exporter.store.times import epoch_ms, ms, store_now_ms
 
 MOST_SIGHTINGS = 100_000  # callbacks, the oldest claims; the others come later
 _LOOKS_MISSED = 3  # so many looks in a row may be left out before what was seen is forgotten
@@ -86,7 +87,7 @@ class Healing:
             ]
         )
         time, next_over, seen, returned, length, leases = answers
-        now_ms = _time_ms(time)
+        now_ms = epoch_ms(time)
         look = ProcessingLook(at=now_ms / 1000)
         if next_over and float(next_over[1]) <= now_ms:
             look = replace(look, leases_over=await self._count(k.leases, now_ms))
@@ -101,8 +102,8 @@ class Healing:
         untracked = copies.total()
         if not untracked and not seen:
             return look
-        keep = _ms(stuck_after + _LOOKS_MISSED * every)
-        gone, used, stuck = await self._compare(copies, now_ms - _ms(stuck_after))
+        keep = ms(stuck_after + _LOOKS_MISSED * every)
+        gone, used, stuck = await self._compare(copies, now_ms - ms(stuck_after))
         new = list(_names(copies, used))
         for ended in chunks(gone, _MOST_MEMBERS):
             await self._connections.run_named("sight", [k.sightings], [keep, len(ended), *ended])
@@ -178,7 +179,7 @@ class Healing:
         if not wanted:
             return Recovery()
         # What moves under our eyes waits for the next look of the schedule.
-        now_ms = await self._queue.store_now_ms()
+        now_ms = await store_now_ms(self._connections)
         return (await self._recover(wanted, stuck_after, max_recoveries, now_ms, progress))[0]
 
     async def recover_all(
@@ -198,7 +199,7 @@ class Healing:
         for _ in range(_MOST_LOOKS):
             if wanted is not None and not wanted:
                 break
-            now_ms = await self._queue.store_now_ms()
+            now_ms = await store_now_ms(self._connections)
             done, wanted = await self._recover(wanted, age, -1, now_ms, _beyond(total.total, progress))
             total += done
         return total
@@ -207,17 +208,17 @@ class Healing:
         """How many ``recover_all`` would take now, about: without ``older_than`` in one round trip."""
         k = self.keys
         if older_than is not None:
-            now_ms = await self._queue.store_now_ms()
-            return await self._count(k.leases, now_ms) + await self._count(k.sightings, now_ms - _ms(older_than))
-        now_ms = await self._queue.store_now_ms()
+            now_ms = await store_now_ms(self._connections)
+            return await self._count(k.leases, now_ms) + await self._count(k.sightings, now_ms - ms(older_than))
+        now_ms = await store_now_ms(self._connections)
         commands = [("LLEN", k.processing), ("ZCOUNT", k.leases, f"({now_ms}", "+inf")]
         length, live = await self._connections.read_all(commands)
         return max(0, int(length) - int(live))
 
     async def _seen(self, age: float) -> _Wanted:
         """The sightings that are older than ``age`` seconds."""
-        now_ms = await self._queue.store_now_ms()
-        count = await self._count(self.keys.sightings, now_ms - _ms(age))
+        now_ms = await store_now_ms(self._connections)
+        count = await self._count(self.keys.sightings, now_ms - ms(age))
         wanted: _Wanted = {}
         for first in range(0, count, _MOST_MEMBERS):
             last = min(first + _MOST_MEMBERS, count) - 1
@@ -275,7 +276,7 @@ class Healing:
             memories = await self._connections.read("HMGET", k.returned, *(one.fingerprint for one in batch))
             spent = [_recoveries(memory) for memory in memories]
         args: list[str | bytes | int] = [
-            _ms(age) if age >= 0 else -1,
+            ms(age) if age >= 0 else -1,
             now_ms,
             max_recoveries,
             fence,
@@ -370,11 +371,3 @@ def _fitting(found: Sequence[_Candidate], length: int) -> Iterator[list[_Candida
         hops += to_there
     if batch:
         yield batch
-
-
-def _time_ms(answer: Sequence[bytes]) -> int:
-    return int(answer[0]) * 1000 + int(answer[1]) // 1000
-
-
-def _ms(seconds: float) -> int:
-    return max(0, round(seconds * 1000))

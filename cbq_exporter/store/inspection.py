@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cbq_exporter.model import LockLook, State
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.times import epoch_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Inspection:
                 ("HGETALL", k.lock_seen),
             ]
         )
-        now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
+        now_ms = epoch_ms(time)
         lock = None
         if value is not None and ttl_ms != -2:
             beat = await self._connections.read("ZSCORE", k.daemons, value)

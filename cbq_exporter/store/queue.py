@@ -32,6 +32,7 @@ from cbq_exporter.store import records
 from cbq_exporter.store.connections import MUTATION_TIMEOUT, Connections
 from cbq_exporter.store.keys import STATS_TTL, QueueKeys
 from cbq_exporter.store.paging import batches, chunks, from_the_tail
+from cbq_exporter.store.times import epoch_ms, ms, store_now_ms
 
 LAST_SEND_TTL = 60  # seconds, as existing tools expect
 
@@ -68,7 +69,7 @@ class Queue:
 
     async def keep_lock(self, ttl: float) -> LockState:
         """Take the lock where it is free, prolong it where it is ours; ``ttl`` in seconds."""
-        ours, left = await self._connections.run_named("lock_keep", [self.keys.lock], [self.lock_value, _ms(ttl)])
+        ours, left = await self._connections.run_named("lock_keep", [self.keys.lock], [self.lock_value, ms(ttl)])
         return LockState(ours == 1, left / 1000 if left >= 0 else None)
 
     async def free_lock(self) -> bool:
@@ -91,7 +92,7 @@ class Queue:
         answers = await self._connections.read_all(commands)
         time, pending, oldest, due = answers[:4]
         return Waiting(
-            at=int(time[0]) + int(time[1]) / 1e6,
+            at=epoch_ms(time) / 1000,
             pending=pending,
             oldest_queued_at=item.queued_at(oldest),
             early_queued_at=item.queued_at(answers[4]) if early_size is not None else None,
@@ -147,10 +148,10 @@ class Queue:
             ],
             [
                 self.lock_value,
-                _ms(lock_ttl),
+                ms(lock_ttl),
                 min(count, _MOST_ITEMS if order_by is None else _MOST_IN_ORDER),
                 min(max_bytes, _MOST_HASHED_BYTES),
-                _ms(lease),
+                ms(lease),
                 count if from_pending is None else from_pending,
                 LAST_SEND_TTL,
                 self._latest_ms(),
@@ -169,7 +170,7 @@ class Queue:
         """The store's time past which a claim sent now has no one left to hear its answer; 0: not known."""
         if self._ahead_ms is None:
             return 0
-        return _monotonic_ms() + self._ahead_ms + _ms(MUTATION_TIMEOUT + _LATE)
+        return _monotonic_ms() + self._ahead_ms + ms(MUTATION_TIMEOUT + _LATE)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """End claims. Repeating a call that ended with StoreUnavailable is safe: what was settled by it is
@@ -278,7 +279,7 @@ class Queue:
         """Set the deadlines of leases to ``lease`` seconds from now; False for each that is not held any more."""
         held: list[bool] = []
         for chunk in chunks(leases, 5 * _MOST_ITEMS):
-            answer = await self._connections.run_named("extend", [self.keys.leases], [_ms(lease), *chunk])
+            answer = await self._connections.run_named("extend", [self.keys.leases], [ms(lease), *chunk])
             held += [code == 1 for code in answer]
         return held
 
@@ -291,8 +292,7 @@ class Queue:
         from its tail in bounded pages: what is taken out of it meanwhile cannot make the walk miss anything.
         """
         k = self.keys
-        time = await self._connections.read("TIME")
-        now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
+        now_ms = await store_now_ms(self._connections)
         expired = await self._connections.read("ZRANGEBYSCORE", k.leases, "-inf", now_ms, "LIMIT", 0, _MOST_LEASES)
         if not expired:
             return Recovery()
@@ -429,7 +429,7 @@ class Queue:
         At most ``batch`` in one call; returns how many.
         """
         k = self.keys
-        arguments = [max_count, _ms(max_age), batch]
+        arguments = [max_count, ms(max_age), batch]
         return int(await self._connections.run_named("dead_trim", [k.dead, k.records, k.payloads], arguments))
 
     # --- upkeep ------------------------------------------------------------------------------
@@ -491,8 +491,7 @@ class Queue:
 
     async def store_now_ms(self) -> int:
         """The store's clock, in milliseconds since the epoch."""
-        time = await self._connections.read("TIME")
-        return int(time[0]) * 1000 + int(time[1]) // 1000
+        return await store_now_ms(self._connections)
 
     async def forget_returned(self, cursor: int, older_than_ms: int) -> tuple[int, int]:
         """Look at one page of the memory of what went back to pending, and forget what is too old.
@@ -516,7 +515,7 @@ def _kind_and_delay(outcome: Retry | Held | Dead) -> tuple[str, int]:
     """The letter that ``settle.lua`` knows it by, and milliseconds."""
     match outcome:
         case Retry():
-            return "r" if outcome.attempt_used else "w", _ms(outcome.delay)
+            return "r" if outcome.attempt_used else "w", ms(outcome.delay)
         case Held():
             return "h", _HELD_MS
         case Dead():
@@ -525,10 +524,6 @@ def _kind_and_delay(outcome: Retry | Held | Dead) -> tuple[str, int]:
 
 def _monotonic_ms() -> int:
     return time.monotonic_ns() // 1_000_000
-
-
-def _ms(seconds: float) -> int:
-    return max(0, round(seconds * 1000))
 
 
 def _sha1(payload: bytes) -> str:

@@ -17,6 +17,7 @@ from cbq_exporter.model import LockLook, LockRule, LockView, Mode, QueueView, Sn
 from cbq_exporter.store import records, schema, trash
 from cbq_exporter.store.connections import READ_TIMEOUT, Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.times import epoch_ms
 
 _GRACE_MS = 1000  # a retry is overdue when it was due longer ago than this
 _CLOCKS_DIFFER_MS = 500  # more than this, and what is counted by time is counted again
@@ -166,7 +167,7 @@ class Reader:
         time = answers[0]
         if isinstance(time, StoreError):
             return answers, None, guess_ms
-        at_ms = int(time[0]) * 1000 + int(time[1]) / 1000
+        at_ms = epoch_ms(time)
         self._ahead_ms += at_ms - guess_ms
         return answers, at_ms, guess_ms
 

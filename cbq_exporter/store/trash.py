@@ -17,6 +17,7 @@ import msgspec
 from cbq_exporter.errors import PreconditionChanged
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import STATS_TTL, QueueKeys
+from cbq_exporter.store.times import epoch_ms, store_now_ms
 
 MOST = 100  # resets kept at the same time
 _BACKSTOP_MS = 10 * 60 * 1000  # by so much the keys outlive the end of their keeping, for upkeep to be first
@@ -85,12 +86,12 @@ class Trash:
         time, kept, notes = await self._connections.read_all(
             [("TIME",), ("ZRANGE", k.trash, 0, -1, "WITHSCORES"), ("HGETALL", k.trash_notes)]
         )
-        now = int(time[0]) + int(time[1]) / 1e6
+        now = epoch_ms(time)
         noted = dict(zip(notes[::2], notes[1::2], strict=True))
         found = [
             _trashed(name, float(until), noted.get(name, b""))
             for name, until in zip(kept[::2], kept[1::2], strict=True)
-            if float(until) / 1000 > now
+            if float(until) > now
         ]
         return sorted(found, key=lambda one: (one.at, one.id))
 
@@ -113,8 +114,7 @@ class Trash:
 
     async def expired(self) -> list[str]:
         """The ids of what has been kept for long enough."""
-        time = await self._connections.read("TIME")
-        now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
+        now_ms = await store_now_ms(self._connections)
         found = await self._connections.read("ZRANGEBYSCORE", self._keys.trash, "-inf", now_ms, "LIMIT", 0, MOST)
         return [name.decode("ascii", "replace") for name in found]
 

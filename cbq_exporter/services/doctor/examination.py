@@ -16,6 +16,7 @@ from cbq_exporter.store import permissions, records, schema
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.permissions import Missing
+from cbq_exporter.store.times import epoch_ms
 
 # Of each key, by its name in QueueKeys.
 TYPES: Mapping[str, str] = {
@@ -157,7 +158,7 @@ class _Look:
         began, wall = clock.monotonic(), clock.now()
         (time,) = await self._ask(("TIME",))
         took = clock.monotonic() - began
-        at = clock.now() if time is None else int(time[0]) + int(time[1]) / 1e6
+        at = clock.now() if time is None else epoch_ms(time) / 1000
         info, appendfsync, snapshots = await self._ask(
             ("INFO",), ("CONFIG", "GET", "appendfsync"), ("CONFIG", "GET", "save")
         )
