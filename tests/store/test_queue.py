@@ -231,9 +231,13 @@ def test_a_large_callback_goes_to_the_append_only_file_once(q: DrivenQueue) -> N
     def written() -> int:
         return int(q.redis.info("persistence")["aof_current_size"])
 
+    def is_begun() -> bool:
+        about = q.redis.info("persistence")
+        return not (about["aof_rewrite_in_progress"] or about["aof_rewrite_scheduled"])  # scheduled: during a save
+
     q.redis.config_set("appendonly", "yes")
     try:
-        until(lambda: q.redis.info("persistence")["aof_rewrite_in_progress"] == 0)
+        until(is_begun)
         q.redis.rpush(q.keys.pending, *(callback(n, 100_000) for n in range(8)))
         pushed = written()
         assert pushed > 800_000
