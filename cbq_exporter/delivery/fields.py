@@ -108,7 +108,7 @@ def to_json(value: object) -> str:
     try:
         return str(msgspec.json.encode(value, enc_hook=_as_written), "utf-8")
     except UnicodeEncodeError:  # half of a surrogate pair: JSON can escape it
-        return json.dumps(value, default=_plain)
+        return _spelt(value)
 
 
 def _as_written(value: object) -> object:
@@ -119,7 +119,12 @@ def _as_written(value: object) -> object:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, JsonObject | JsonArray):
-        return json.loads(bytes(value.raw))
-    return _as_written(value)
+def _spelt(value: object) -> str:
+    """Like ``to_json``, piece by piece: what the producer wrote stays as it is here too."""
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{_spelt(str(key))}:{_spelt(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_spelt, value))}]"
+    return to_json(value)

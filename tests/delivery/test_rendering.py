@@ -134,6 +134,12 @@ def test_values_keep_what_the_producer_wrote(template: Any) -> None:
     )
 
 
+def test_a_text_that_was_cut_short_changes_nothing_beside_it(template: Any) -> None:
+    raw = b'{"url":"http://a.example/","s":"\\ud800","o":{"n": 1.10, "x": 1e999},"l":[2.50]}'
+    request = shaped(shape(template('{{ {"s": item.s, "of": [item.o, item.l, none, 1]} | tojson }}'), raw))
+    assert request.body == b'{"s":"\\ud800","of":[{"n": 1.10, "x": 1e999},[2.50],null,1]}'
+
+
 @pytest.mark.parametrize("value", ['"', "\\", "\n", '","admin":true,"x":"', "\u2028", "\x00", "é"])
 def test_no_text_leaves_the_json_string_that_it_is_written_into(template: Any, value: str) -> None:
     one = template('{"id": "{{ item.task_id }}", "all": "{{ "<" ~ item.task_id ~ ">" }}"}')

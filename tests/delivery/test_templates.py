@@ -43,7 +43,7 @@ def render(text: str, item: Any = None, max_chars: int = 8 << 20) -> str:
     return template.render({name: values[name] for name in template.names}, max_chars)
 
 
-ITEM = {"a": "x", "n": 3, "list": [1, 2, 3], "object": {"items": 1, "k": "v"}, "on": True, "none": None}
+ITEM = {"a": "x", "n": 3, "list": [1, 2, 3], "object": {"items": 1, "k": "v"}, "on": True, "none": None, "big": 1e308}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ ITEM = {"a": "x", "n": 3, "list": [1, 2, 3], "object": {"items": 1, "k": "v"}, "
         ("{{ item.on | tojson }}{{ item.none | tojson }}{{ item.object | tojson }}", 'truenull{"items": 1, "k": "v"}'),
         ("{{ {'b': item.object, 'h': 'x' | sha256 is string} | tojson }}", '{"b":{"items": 1, "k": "v"},"h":false}'),
         ("{{ ' aXbX ' | trim | replace('X', '-') | upper }}{{ 2.345 | round(1) }}{{ '7' | int + 1 }}", "A-B-2.38"),
-        ("{{ 'x' | int(default=4) }}{{ '1.5' | float }}", "41.5"),
+        ("{{ 'x' | int(default=4) }}{{ '1.5' | float }}{{ 'inf' | float(0) }}", "41.50"),
         ("{{ {'a b': 'c&d', 'e': 1} | urlencode }}", "a+b=c%26d&e=1"),
         ("{{ range(3) | list | tojson }}{{ attempt.number }}{{ now_ms }}{{ nonce }}", "[0,1,2]1176400000012300ff"),
         ("{% if item.a == 'x' %}\nline\n{% endif %}\nend", "line\nend"),
@@ -106,6 +106,13 @@ def test_what_templates_can_do(text: str, expected: str) -> None:
         "{{ item.a | sum }}",
         "{{ item.a | int }}",
         "{{ item.n | round(99) }}",
+        "{{ item.big * 10 }}",
+        "{{ (item.big * 10 - item.big * 10) | tojson }}",
+        "{{ [item.big, item.big] | sum | tojson }}",
+        "{% set x = item.big / 1e-300 %}",
+        "{{ 'inf' | float | tojson }}",
+        "{{ 'nan' | float }}",
+        "{{ '1_000' | int }}",
         "{{ 1 / 0 }}",
         "{{ item.a < 1 }}",
         "{{ now_ms() }}",
@@ -359,6 +366,7 @@ TOO_LARGE = {
     "loops": ("\n{% for x in item %}" * 16 + "{% endfor %}" * 16, "17: has more than 15 loops in each other"),
     "hexadecimal": ("\n{{ 0x" + "f" * 3000 + " }}", "2: a number has too many digits"),
     "decimal": ("{{ " + "9" * 5000 + " }}", "1: a number has too many digits"),
+    "infinite": ("\n{{ 1e999 }}", "2: a number is out of range"),
     "power": ("{{ 9 ** 9 ** 9 }}", "1: pow is not available here"),
 }
 

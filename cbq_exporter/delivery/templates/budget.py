@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -45,7 +46,10 @@ class Budget:
             raise Exhausted("the texts that it reads and makes are too long")
 
     def spend(self, value: object) -> None:
-        """For going through ``value``, or for having made it."""
+        """For going through ``value``, or for having made it.
+
+        Raises ValueError for what is no number that JSON has: Python would go on with infinity.
+        """
         if isinstance(value, _STRINGS):
             self.take(len(value))
         elif isinstance(value, _OPENED):
@@ -57,6 +61,8 @@ class Budget:
                 self._spend_within(value)
         elif isinstance(value, int):
             self.take(value.bit_length() // 3)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("a number is out of range")
 
     def _spend_within(self, values: Collection[Any]) -> None:
         """For what a list of a template holds, at each place where it stands: ``[a, a]`` goes through ``a`` twice."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 from urllib.parse import quote, urlencode
@@ -113,7 +114,10 @@ def _float(value: object, default: float | None = None) -> Any:
 
 def _number(kind: Callable[[Any], Any], value: object, default: Any) -> Any:
     try:
-        return kind(value)
+        made = kind(value)
+        if not math.isfinite(made) or (isinstance(value, str) and "_" in value):
+            raise ValueError  # Python reads these as numbers, and nobody else does
+        return made
     except (TypeError, ValueError, OverflowError):
         if default is None:
             raise ValueError(f"{name_of(value)} is no number; another value can be given instead") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jinja2
 from jinja2 import nodes
 
@@ -47,4 +49,6 @@ def _measure(tree: nodes.Template) -> None:
             refuse(f"has more than {MOST_LOOPS_DEPTH} loops in each other", node.lineno)
         if isinstance(node, nodes.Const) and isinstance(node.value, int) and node.value.bit_length() > MOST_BITS:
             refuse(_TOO_LONG, node.lineno)
+        if isinstance(node, nodes.Const) and isinstance(node.value, float) and not math.isfinite(node.value):
+            refuse("a number is out of range", node.lineno)
         left += [(child, depth + 1, loops) for child in node.iter_child_nodes()][::-1]
