@@ -10,6 +10,7 @@ makes the callback a dead letter, with the exception's text as the reason.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,7 +31,13 @@ class Callback:
     @cached_property
     def item(self) -> Mapping[str, Any]:
         """The item, parsed."""
-        parsed: Mapping[str, Any] = msgspec.json.decode(self.payload)
+        parsed: Mapping[str, Any]
+        try:
+            parsed = msgspec.json.decode(self.payload)
+        except msgspec.ValidationError:
+            raise ValueError("a number of the item is out of range") from None
+        except msgspec.DecodeError:
+            parsed = json.loads(self.payload)  # the library refuses halves of surrogate pairs
         return parsed
 
 

@@ -316,6 +316,15 @@ def test_a_renderer_makes_the_body_and_headers() -> None:
     assert request.headers == ["X-Team: a", "Content-Type: text/x", "x-own: 1", f"webhook-id: {identity}"]
 
 
+def test_a_renderer_is_given_what_a_template_is() -> None:
+    one = shaper(RendererBody(renderer="tests.delivery.test_rendering:renders"), secrets=SECRETS)
+    cut_short = b'{"url": "http://a.example/", "task_id": "\\ud83d", "n": 12345678901234567890123456789}'
+    assert json.loads(shaped(shape(one, cut_short)).body)[2] == "\ud83d"
+    beyond = shape(one, b'{"url": "http://a.example/", "task_id": "t", "n": 1e999}')
+    assert isinstance(beyond, Unusable)
+    assert "out of range" in beyond.detail
+
+
 @pytest.mark.parametrize("name", ["leaves", "forgets", "says_text", "splits", "hosts"])
 def test_a_renderer_that_fails_makes_a_dead_letter(name: str) -> None:
     unusable = shape(shaper(RendererBody(renderer=f"tests.delivery.test_rendering:{name}")), SUCCESS)
