@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -79,9 +78,6 @@ async def _serve(application: Application, notifier: Notifier) -> int:
     pinging = None
     try:
         await application.start()
-        # What is there now stays until the end: full collections need not look at it again and again.
-        gc.collect()
-        gc.freeze()
         for line in application.welcome():
             sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
