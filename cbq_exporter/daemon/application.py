@@ -56,11 +56,7 @@ class Application:
         self.config: Config = loaded.config
         self._source = loaded.source
         self._clock = clock
-        self.instruments = Instruments(
-            [queue.name for queue in self.config.queues],
-            max_destinations=self.config.metrics.destination_series_limit,
-            revision=revision(),
-        )
+        self.instruments = Instruments([queue.name for queue in self.config.queues], revision=revision())
         self._on_config = on_config
         self._schedule = Schedule(self.instruments, clock)
         self._reloader = Reloader(
