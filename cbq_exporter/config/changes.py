@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from cbq_exporter.config.models import Config
 from cbq_exporter.model import Mode
 
-# The way to the store, and the sockets: everything that runs hangs on these.
-FIXED = ("redis.url", "data_dir", "web.listen_address", "web.config_file")
+# The way to the store, and the sockets, on which everything hangs that runs; and series, which cannot be taken back.
+FIXED = ("redis.url", "data_dir", "web.listen_address", "web.config_file", "metrics.destination_series_limit")
 
 
 @dataclass(frozen=True, slots=True)

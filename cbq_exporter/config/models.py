@@ -72,6 +72,16 @@ class LogConfig(Section):
     )
 
 
+class MetricsConfig(Section):
+    """What bounds the metrics."""
+
+    destination_series_limit: Annotated[int, kinds.whole(1, 10_000)] = Field(
+        100,
+        description="So many receivers of each queue have series of their own, those of destinations before others; "
+        "what is beyond is counted together, as other.",
+    )
+
+
 class ShutdownConfig(Section):
     """How the daemon stops."""
 
@@ -268,6 +278,7 @@ class Config(Section):
     )
     web: WebConfig = WebConfig()
     log: LogConfig = LogConfig()
+    metrics: MetricsConfig = MetricsConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     queues: tuple[QueueConfig, ...] = Field(
         (QueueConfig(name="callbacks"),), min_length=1, description="The queues; at least one."

@@ -138,10 +138,11 @@ def refuse_repeated_destinations(config: Config) -> Iterator[Finding]:
 
 
 def refuse_destination_called_other(config: Config) -> Iterator[Finding]:
-    """A destination with the `name` `other`: metrics call so all those beyond `destination_series_limit`."""
+    """A destination with the `name` `other`: metrics call so all those beyond
+    `metrics.destination_series_limit`."""
     for position, entry in enumerate(config.destinations):
         if entry.name == "other":
-            told = "must be another name: metrics count under this one what is beyond destination_series_limit"
+            told = "must be another name: metrics count under this one what is beyond metrics.destination_series_limit"
             yield Finding(("destinations", position, "name"), repr(entry.name), told)
 
 

@@ -56,7 +56,11 @@ class Application:
         self.config: Config = loaded.config
         self._source = loaded.source
         self._clock = clock
-        self.instruments = Instruments([queue.name for queue in self.config.queues], revision=revision())
+        self.instruments = Instruments(
+            [queue.name for queue in self.config.queues],
+            max_destinations=self.config.metrics.destination_series_limit,
+            revision=revision(),
+        )
         self._on_config = on_config
         self._schedule = Schedule(self.instruments, clock)
         self._reloader = Reloader(
@@ -164,12 +168,16 @@ class Application:
         return Audit(store, count=self.instruments.operation_ended)
 
     def _attendant(self, queue: QueueConfig, config: Config, store: Store) -> Attendant:
+        instruments = self.instruments.queue(queue.name)
+        if queue.mode is Mode.DISPATCH:
+            for known in config.destinations:  # at zero, so that the first failure is an increase
+                instruments.destination(known.name)
         try:
             return Attendant(
                 queue,
                 config.destinations,
                 store,
-                self.instruments.queue(queue.name),
+                instruments,
                 self._audit(store),
                 self._operations(config, store),
                 self._schedule,

@@ -47,6 +47,7 @@ def test_the_way_to_the_store_and_the_sockets_need_a_restart() -> None:
         redis={"url": "redis://:secret@elsewhere/0"},
         data_dir="elsewhere",
         web={"listen_address": ":1", "config_file": "web.yml", "bearer_token_file": "tokens"},
+        metrics={"destination_series_limit": 5},
         shutdown={"grace": "1s"},
     )
     changes = between(config(), new)

@@ -128,7 +128,7 @@ CASES = [
         rules.refuse_destination_called_other,
         "destinations: [{name: a, match: a.example}, {name: other, match: b.example}]",
         "destinations[1].name: found 'other'; must be another name: metrics count under this one what is beyond "
-        "destination_series_limit",
+        "metrics.destination_series_limit",
         "destinations: [{name: a, match: a.example}, {name: others, match: b.example}]",
     ),
     Case(

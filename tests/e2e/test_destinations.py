@@ -120,6 +120,30 @@ def test_a_table_of_statuses_says_what_becomes_of_a_callback(server: Server) -> 
         assert counted(daemon, "cbq_paused_destinations")() == 0
 
 
+def test_configured_receivers_have_series_from_the_start_and_others_as_many_as_configured(server: Server) -> None:
+    with Receiver(host="0.0.0.0") as receiver:
+        daemon = Daemon(server.url, queue(), queue(name="seen", prefix="seen", mode="observe"))
+        daemon.configure(
+            metrics={"destination_series_limit": 2}, destinations=[{"name": "partner", "match": "hooks.example.com"}]
+        )
+        with daemon:
+            daemon.wait_until_ready()
+            first = daemon.metrics()
+            known = {"queue": "callbacks", "destination": "partner"}
+            assert first.get("cbq_delivery_attempts_total", **known) == 0
+            assert first.get("cbq_delivery_failures_total", **known, kind="timeout") == 0
+            assert first.get("cbq_destination_circuit_state", **known) == 0
+            assert first.get("cbq_delivery_attempts_total", queue="seen") is None  # nothing is sent there
+            for host in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
+                push(server.client, item(f"http://{host}:{receiver.port}/", host))
+                wait_until_settled(server.client)
+            attempts = {
+                name: daemon.metrics().get("cbq_delivery_attempts_total", destination=name)
+                for name in ("partner", f"127.0.0.1:{receiver.port}", f"127.0.0.2:{receiver.port}", "other")
+            }
+            assert list(attempts.values()) == [0, 1, None, 2]
+
+
 def test_a_reload_ends_a_pause_in_the_configuration_and_changes_what_is_sent(server: Server) -> None:
     client: Any = server.client
     with (
