@@ -192,12 +192,10 @@ def test_of_fast_ones_more_are_handed_over_and_no_more_are_open(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch, own_process: bool
 ) -> None:
     """Those that are handed over wait in their order, each destination for its own places, and are cancelled too."""
-    monkeypatch.setattr(pacing, "_AHEAD", 1.0)  # seconds: a receiver of tests is not that fast
+    monkeypatch.setattr(pacing, "_AHEAD", 1e9)  # seconds: however busy the machine is, the receiver counts as fast
     slow, quick = receiver.on("/slow", held), receiver.on("/quick", Answer())
     with Sender(max_connections=4, own_process=own_process) as sender:
-        until = time.monotonic() + 0.6  # it has been measured by then
-        while time.monotonic() < until:
-            sender.send([sender.request(quick) for _ in range(20)])
+        sender.send([sender.request(quick) for _ in range(20)])
         before = len(receiver.requests)
         sender.submit([sender.request(slow, destination="slow", places=2) for _ in range(5)])
         sender.submit([sender.request(quick, destination="quick", places=2) for _ in range(5)])

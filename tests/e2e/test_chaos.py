@@ -192,8 +192,9 @@ class Witness:
         self.waited.update(one for one, record in records.items() if b'"kind":"waiting"' in record)
 
     def wait_for_an_opening(self, timeout: float = 4.0) -> None:
-        """Or for so long as that could take."""
+        """Or for so long as that could take; for the first one longer, should the machine be busy."""
         before = len(self.openings)
+        timeout = timeout if before else 5 * timeout
         with contextlib.suppress(TimeoutError):
             until(lambda: len(self.openings) > before, timeout)
 
