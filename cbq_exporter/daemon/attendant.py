@@ -36,6 +36,7 @@ from cbq_exporter.store.breakers import Breakers
 from cbq_exporter.store.opening import Store, lock_rule_of
 from cbq_exporter.store.pauses import Pauses
 from cbq_exporter.store.schema import Schema
+from cbq_exporter.store.sweeping import Sweeper
 from cbq_exporter.store.trash import Trash
 
 log = logging.getLogger(__name__)
@@ -160,7 +161,6 @@ class Attendant:
         self._every("check-lock", check_every, lock_keeper.run_once)
         recoverer = Recoverer(
             config.name,
-            queue,
             healing,
             self._instruments,
             self._audit,
@@ -171,6 +171,7 @@ class Attendant:
         upkeep = Upkeep(
             config.name,
             queue,
+            Sweeper(store.connections, queue.keys),
             Trash(store.connections, queue.keys),
             self._audit,
             dead_max_count=config.dead.max_count,

@@ -10,7 +10,6 @@ from cbq_exporter.model import Actor, DeadReason, OperationName, ProcessingLook,
 from cbq_exporter.policy import stuck
 from cbq_exporter.services.audit import Audit
 from cbq_exporter.store.healing import Healing
-from cbq_exporter.store.queue import Queue
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,6 @@ class Recoverer:
     def __init__(
         self,
         name: str,
-        queue: Queue,
         healing: Healing,
         instruments: QueueInstruments,
         audit: Audit,
@@ -43,7 +41,6 @@ class Recoverer:
         every: float,
     ) -> None:
         self._name = name
-        self._queue = queue
         self._healing = healing
         self._instruments = instruments
         self._audit = audit
@@ -67,7 +64,7 @@ class Recoverer:
             self._name, _SCHEDULE, OperationName.RECOVER, reason="stuck in processing", before=before
         ) as after:
             if due.own:
-                own = await self._queue.recover_expired(self._rule.max_recoveries)
+                own = await self._healing.expired.recover(self._rule.max_recoveries)
                 self._count(own)
             if due.others:
                 others = await self._healing.recover_stuck(self._rule.stuck_after, self._rule.max_recoveries)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cbq_exporter.model import Actor, OperationName, Trigger
 from cbq_exporter.services.audit import Audit
 from cbq_exporter.store.queue import Queue
+from cbq_exporter.store.sweeping import Sweeper
 from cbq_exporter.store.trash import Trash
 
 log = logging.getLogger(__name__)
@@ -15,7 +16,6 @@ log = logging.getLogger(__name__)
 # What went back to pending is remembered (attempts, first claim) until it is claimed again; where somebody
 # else claims it, nobody tells us, and the memory goes by age.
 _RETURNED_KEPT_MS = 7 * 24 * 3600 * 1000
-_PAGES = 20  # of the memory of returned callbacks, each run
 _AUDIT_KEPT = 90 * 24 * 3600.0  # seconds
 
 
@@ -35,27 +35,29 @@ class Upkeep:
     """``dead_max_age`` is seconds."""
 
     def __init__(
-        self, name: str, queue: Queue, trash: Trash, audit: Audit, *, dead_max_count: int, dead_max_age: float
+        self,
+        name: str,
+        queue: Queue,
+        sweeper: Sweeper,
+        trash: Trash,
+        audit: Audit,
+        *,
+        dead_max_count: int,
+        dead_max_age: float,
     ) -> None:
         self._name = name
         self._queue = queue
+        self._sweeper = sweeper
         self._trash = trash
         self._audit = audit
         self._dead_max_count = dead_max_count
         self._dead_max_age = dead_max_age
-        self._cursor = 0
 
     async def run_once(self) -> UpkeepReport:
         """One bounded round; raises StoreError."""
         trimmed = await self._trim_dead()
-        swept, turns = await self._queue.sweep(), await self._queue.sweep_order()
-        old = await self._queue.store_now_ms() - _RETURNED_KEPT_MS
-        forgotten = 0
-        for _ in range(_PAGES):
-            self._cursor, count = await self._queue.forget_returned(self._cursor, old)
-            forgotten += count
-            if self._cursor == 0:
-                break
+        swept, turns = await self._sweeper.sweep_kept(), await self._sweeper.sweep_order()
+        forgotten = await self._sweeper.forget_returned(await self._queue.store_now_ms() - _RETURNED_KEPT_MS)
         expired = await self._expire_trash()
         audit_trimmed = await self._audit.trim(self._name, _AUDIT_KEPT)
         report = UpkeepReport(trimmed, swept, turns, forgotten, expired, audit_trimmed)

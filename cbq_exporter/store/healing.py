@@ -1,8 +1,8 @@
-"""What a daemon sees of what others left behind in processing, and how it is taken back.
+"""What a daemon sees of what was left behind in processing, and how it is taken back.
 
-Nothing of it is done at first sight: what was seen, and when by the store's clock, is kept in the store. So a restart
-neither begins anew nor acts at once. Where nobody looked for as long as the rule asks for, what was seen is forgotten
-by itself, and where the store's clock leaps, by us: nobody can say what happened meanwhile.
+Of what others left, nothing is done at first sight: what was seen, and when by the store's clock, is kept in the store.
+So a restart neither begins anew nor acts at once. Where nobody looked for as long as the rule asks for, what was seen
+is forgotten by itself, and where the store's clock leaps, by us: nobody can say what happened meanwhile.
 
 Every method raises StoreUnavailable (try again later; a change may or may not have happened) or StoreMisuse.
 """
@@ -19,11 +19,11 @@ from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.model import ProcessingLook, Recovery
 from cbq_exporter.store import records
 from cbq_exporter.store.connections import Connections
+from cbq_exporter.store.expired import ExpiredLeases
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.ledger import Ledger
 from cbq_exporter.store.lock_watch import LockWatch
 from cbq_exporter.store.paging import chunks, from_the_tail
-from cbq_exporter.store.queue import Queue
 from cbq_exporter.store.times import epoch_ms, ms, store_now_ms
 
 MOST_SIGHTINGS = 100_000  # callbacks, the oldest claims; the others come later
@@ -53,16 +53,18 @@ class _Candidate:
 
 
 class Healing:
-    """One queue. ``lock`` is the same for the send lock, into which this daemon writes ``lock_value``, if anything."""
+    """One queue. ``expired`` is the same for what daemons of ours left, ``lock`` for the send lock, into which this
+    daemon writes ``lock_value``, if anything.
+    """
 
     def __init__(
         self, connections: Connections, keys: QueueKeys, lock_value: str = "", *, clock: Clock = SYSTEM_CLOCK
     ) -> None:
         self.keys = keys
+        self.expired = ExpiredLeases(connections, keys)
         self.lock = LockWatch(connections, keys, lock_value, clock)
         self._connections = connections
         self._clock = clock
-        self._queue = Queue(connections, keys)
         self._ledger = Ledger(clock)
         self._mark = f"\0cbq-exporter {secrets.token_hex(16)}"
 
@@ -192,7 +194,7 @@ class Healing:
         its place while this walks, because a daemon settles beside it, is looked for again, and comes in front of the
         rest. What others claim after the first look stays.
         """
-        total = await self._queue.recover_expired(_NO_RECORD)
+        total = await self.expired.recover(_NO_RECORD)
         progress(total.total)
         wanted = None if older_than is None else await self._seen(older_than)
         age = -1.0 if older_than is None else older_than

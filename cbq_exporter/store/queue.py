@@ -6,7 +6,6 @@ StoreMisuse (a key holds a foreign type, a permission is missing).
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
@@ -21,7 +20,6 @@ from cbq_exporter.model import (
     Held,
     LockState,
     PutBack,
-    Recovery,
     Retry,
     Settled,
     Settlement,
@@ -31,7 +29,7 @@ from cbq_exporter.model import (
 from cbq_exporter.store import records
 from cbq_exporter.store.connections import MUTATION_TIMEOUT, Connections
 from cbq_exporter.store.keys import STATS_TTL, QueueKeys
-from cbq_exporter.store.paging import batches, chunks, from_the_tail
+from cbq_exporter.store.paging import batches, chunks
 from cbq_exporter.store.times import epoch_ms, ms, store_now_ms
 
 LAST_SEND_TTL = 60  # seconds, as existing tools expect
@@ -41,12 +39,9 @@ _MOST_ITEMS = 500  # callbacks
 _MOST_IN_ORDER = 250  # the same, where the script looks for the turn of each
 _MOST_BYTES = 4 * 1024 * 1024  # of payloads
 _MOST_HASHED_BYTES = 2 * 1024 * 1024  # the same, where the script computes their SHA-1
-_MOST_STEPS = 100_000  # elements of processing to walk over
-_MOST_SETTLE_STEPS = 2 * _MOST_STEPS  # at worst: those settled are the oldest of ours, and found at once
+_MOST_STEPS = 200_000  # elements of processing to walk over, at worst: as a rule the oldest of ours are settled
 
-_MOST_LEASES = 10_000  # expired ones, in one look
 _HELD_MS = 60_000  # until a callback that nobody has told of its turn asks
-_SWEEP_PAGES = 100  # in one sweep
 _LATE = 1.0  # seconds that the store's clock may be read too early
 
 T = TypeVar("T")
@@ -62,8 +57,6 @@ class Queue:
         self.lock_value = lock_value
         self._connections = connections
         self._ahead_ms: int | None = None  # the store's clock less our elapsed time
-        self._swept_to = {keys.records: 0, keys.payloads: 0}  # cursors
-        self._order_swept_to = b""  # the last entry that was looked at
 
     # --- the send lock -----------------------------------------------------------------------
 
@@ -204,7 +197,7 @@ class Queue:
                 kind, delay = _kind_and_delay(outcome)
                 kinds.append(kind)
                 rest += (delay, records.of_settlement(settlement, outcome))
-        args = [STATS_TTL, _MOST_SETTLE_STEPS, "".join(kinds), *leases, *payloads, *rest]
+        args = [STATS_TTL, _MOST_STEPS, "".join(kinds), *leases, *payloads, *rest]
         answer = await self._connections.run_named(
             "settle",
             [
@@ -282,63 +275,6 @@ class Queue:
             answer = await self._connections.run_named("extend", [self.keys.leases], [ms(lease), *chunk])
             held += [code == 1 for code in answer]
         return held
-
-    # --- recovery ----------------------------------------------------------------------------
-
-    async def recover_expired(self, max_recoveries: int) -> Recovery:
-        """Bring callbacks whose lease has run out back to the head of pending, in their order.
-
-        One that was recovered ``max_recoveries`` times before becomes a dead letter. ``processing`` is walked
-        from its tail in bounded pages: what is taken out of it meanwhile cannot make the walk miss anything.
-        """
-        k = self.keys
-        now_ms = await store_now_ms(self._connections)
-        expired = await self._connections.read("ZRANGEBYSCORE", k.leases, "-inf", now_ms, "LIMIT", 0, _MOST_LEASES)
-        if not expired:
-            return Recovery()
-        wanted: dict[str, list[str]] = {}
-        no_leases: list[tuple[bytes, None]] = []
-        for raw in expired:
-            lease = raw.decode("ascii", "replace")
-            if records.is_lease(lease):
-                wanted.setdefault(records.fingerprint_of(lease), []).append(lease)
-            else:
-                no_leases.append((raw, None))
-        total = await self._recover(no_leases, max_recoveries, 0)
-        walked = 0
-        async for _, page in from_the_tail(self._connections, k.processing):
-            walked += len(page)
-            found: list[tuple[str, bytes]] = []
-            for payload in reversed(page):
-                candidates = wanted.get(_sha1(payload))
-                if candidates:
-                    found.append((candidates.pop(), payload))
-            total += await self._recover(found, max_recoveries, walked - total.total)
-            if not any(wanted.values()):
-                return total
-        lost = [(lease, None) for candidates in wanted.values() for lease in candidates]
-        return total + await self._recover(lost, max_recoveries, 0)
-
-    async def _recover(
-        self, found: Sequence[tuple[str | bytes, bytes | None]], max_recoveries: int, steps: int
-    ) -> Recovery:
-        """``found`` are leases and their payloads, the last of processing first; None: there is no such callback.
-
-        None of them stands more than ``steps`` elements from the tail.
-        """
-        k = self.keys
-        total = Recovery()
-        most = max(1, min(_MOST_ITEMS, _MOST_STEPS // max(1, 2 * steps)))
-        for batch in batches(found, lambda pair: len(pair[1] or b""), most=most, most_bytes=_MOST_BYTES):
-            args: list[str | bytes | int] = [max_recoveries]
-            for lease, payload in batch:
-                record = b"" if payload is None else records.of_poison(str(lease), payload)
-                args += [lease, payload or b"", record]
-            codes = await self._connections.run_named(
-                "recover", [k.leases, k.processing, k.pending, k.dead, k.records, k.payloads, k.returned, k.order], args
-            )
-            total += Recovery(codes.count(1), codes.count(2), codes.count(3))
-        return total
 
     # --- producing ---------------------------------------------------------------------------
 
@@ -432,83 +368,9 @@ class Queue:
         arguments = [max_count, ms(max_age), batch]
         return int(await self._connections.run_named("dead_trim", [k.dead, k.records, k.payloads], arguments))
 
-    # --- upkeep ------------------------------------------------------------------------------
-
-    async def sweep(self) -> int:
-        """Delete records and payloads of callbacks that are neither in retry nor dead; returns of how many.
-
-        Only what others delete of our keys leaves such behind: where the counts agree, it costs one round
-        trip. Where they do not, a bounded part is looked at, and the next call goes on from there. (Leases
-        without a callback end in ``recover_expired``.)
-        """
-        k = self.keys
-        counts = await self._connections.read_all(
-            [("ZCARD", k.retry), ("ZCARD", k.dead), ("HLEN", k.records), ("HLEN", k.payloads)]
-        )
-        entries = counts[0] + counts[1]
-        swept = 0
-        # Records first: they are small, and as a rule there is one for each payload.
-        for key, count, page_size in ((k.records, counts[2], 500), (k.payloads, counts[3], 16)):
-            if count - swept > entries:
-                swept += await self._sweep(key, page_size)
-        return swept
-
-    async def _sweep(self, key: str, page_size: int) -> int:
-        k = self.keys
-        swept = 0
-        for _ in range(_SWEEP_PAGES):
-            cursor, fields = await self._connections.read("HSCAN", key, self._swept_to[key], "COUNT", page_size)
-            self._swept_to[key] = int(cursor)
-            for chunk in chunks(fields[::2], _MOST_ITEMS):
-                swept += await self._connections.run_named("sweep", [k.retry, k.dead, k.records, k.payloads], chunk)
-            if self._swept_to[key] == 0:
-                break
-        return swept
-
-    async def sweep_order(self) -> int:
-        """Take those out of the order that stand there for nobody; returns how many.
-
-        Only what others delete of our keys leaves such behind. Where there are no more in the order than anybody could
-        stand for, it costs one round trip; else a bounded part is looked at, and the next call goes on from there.
-        """
-        k = self.keys
-        counts = await self._connections.read_all(
-            [("ZCARD", k.order), ("ZCARD", k.leases), ("ZCARD", k.retry), ("HLEN", k.returned)]
-        )
-        excess = counts[0] - sum(counts[1:])
-        swept = 0
-        for _ in range(_SWEEP_PAGES if excess > 0 else 0):
-            after = b"(" + self._order_swept_to if self._order_swept_to else "-"
-            page = await self._connections.read("ZRANGEBYLEX", k.order, after, "+", "LIMIT", 0, _MOST_ITEMS)
-            if page:
-                swept += await self._connections.run_named(
-                    "sweep_order", [k.order, k.leases, k.retry, k.returned], page
-                )
-            self._order_swept_to = page[-1] if len(page) == _MOST_ITEMS else b""
-            if not self._order_swept_to:
-                break
-        return swept
-
     async def store_now_ms(self) -> int:
         """The store's clock, in milliseconds since the epoch."""
         return await store_now_ms(self._connections)
-
-    async def forget_returned(self, cursor: int, older_than_ms: int) -> tuple[int, int]:
-        """Look at one page of the memory of what went back to pending, and forget what is too old.
-
-        Returns the cursor of the next page (0 at the end) and how many were forgotten.
-        """
-        answer = await self._connections.read("HSCAN", self.keys.returned, cursor, "COUNT", 500)
-        fields = answer[1]
-        old = []
-        for name, value in zip(fields[::2], fields[1::2], strict=True):
-            returned_ms = value.rpartition(b"|")[2]
-            if not returned_ms.isdigit() or int(returned_ms) < older_than_ms:
-                old += [name, value]
-        forgotten = 0
-        if old:
-            forgotten = await self._connections.run_named("forget", [self.keys.returned, self.keys.order], old)
-        return int(answer[0]), forgotten
 
 
 def _kind_and_delay(outcome: Retry | Held | Dead) -> tuple[str, int]:
@@ -524,7 +386,3 @@ def _kind_and_delay(outcome: Retry | Held | Dead) -> tuple[str, int]:
 
 def _monotonic_ms() -> int:
     return time.monotonic_ns() // 1_000_000
-
-
-def _sha1(payload: bytes) -> str:
-    return hashlib.sha1(payload, usedforsecurity=False).hexdigest()

@@ -104,7 +104,7 @@ OPERATIONS: dict[str, Work] = {
     "dead": _settle_as(Dead(DeadReason.REJECTED, FAILURE)),
     "put_back": _settle_as(PutBack()),
     "extend": lambda at: at.queue.extend([one.lease for one in at.claimed], 600.0),
-    "recover": lambda at: at.queue.recover_expired(3),
+    "recover": lambda at: at.healing.expired.recover(3),
     "hasten": lambda at: at.queue.hasten(at.waiting),
     "dead_retry": lambda at: at.queue.dead_retry(at.dead),
     "dead_purge": lambda at: at.queue.dead_purge(at.dead),

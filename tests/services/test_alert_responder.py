@@ -313,7 +313,8 @@ class Slow:
 
     def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.go_on = asyncio.Event(), asyncio.Event()
-        recover = stage.desk.store.queues[QUEUE].recover_expired
+        expired = stage.desk.store.healing[QUEUE].expired
+        recover = expired.recover
 
         async def late(most: int) -> Any:
             self.begun.set()
@@ -321,8 +322,8 @@ class Slow:
             return await recover(most)
 
         monkeypatch.setattr(store_alerts, "TURN", 0.3)
-        monkeypatch.setattr(stage.queue, "recover_expired", late)
-        assert stage.desk.operations._parts[QUEUE].queue is stage.queue
+        monkeypatch.setattr(expired, "recover", late)
+        assert stage.desk.operations._parts[QUEUE].healing.expired is expired
 
 
 def test_a_turn_lasts_as_long_as_its_action_and_nobody_else_begins(

@@ -51,7 +51,7 @@ class Part:
             forget_after=75,
         )
         self.recoverer = Recoverer(
-            NAME, self.queue, self.healing, self.instruments, self.audit, rule=StuckRule(auto, 300, 3), every=15
+            NAME, self.healing, self.instruments, self.audit, rule=StuckRule(auto, 300, 3), every=15
         )
 
     async def results(self) -> list[tuple[str, Result, Mapping[str, Any]]]:

@@ -274,7 +274,7 @@ def recoverer(scene: Scene) -> Runs:
 
     async def run(gate: Gate) -> RecoveryReport:
         desk = Desk(scene, gate.connections(scene.connections))
-        service = Recoverer(QUEUE, desk.queue, desk.healing, scene.instruments, desk.audit, rule=STUCK_RULE, every=15)
+        service = Recoverer(QUEUE, desk.healing, scene.instruments, desk.audit, rule=STUCK_RULE, every=15)
         return await service.run_once()
 
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cbq_exporter.services.operations import Reset, Undo
 from cbq_exporter.services.upkeep import Upkeep
+from cbq_exporter.store.sweeping import Sweeper
 from cbq_exporter.store.trash import Trash
 from tests.services.operating import QUEUE, Operating
 from tests.support.queues import callback
@@ -12,8 +13,8 @@ from tests.support.servers import Server
 
 def test_the_trash_is_emptied_at_the_end_of_its_keeping_and_not_before(server: Server) -> None:
     with Operating(server) as desk:
-        trash = Trash(desk.store.connections, desk.keys)
-        upkeep = Upkeep(QUEUE, desk.queue, trash, desk.audit, dead_max_count=10, dead_max_age=3600.0)
+        trash, sweeper = Trash(desk.store.connections, desk.keys), Sweeper(desk.store.connections, desk.keys)
+        upkeep = Upkeep(QUEUE, desk.queue, sweeper, trash, desk.audit, dead_max_count=10, dead_max_age=3600.0)
         for number in range(2):
             desk.do(desk.queue.enqueue([callback(number)]))
             desk.carry_out(Reset(QUEUE))
@@ -33,8 +34,8 @@ def test_the_trash_is_emptied_at_the_end_of_its_keeping_and_not_before(server: S
 
 def test_what_is_deleted_of_the_dead_letters_is_audited(server: Server) -> None:
     with Operating(server) as desk:
-        trash = Trash(desk.store.connections, desk.keys)
-        upkeep = Upkeep(QUEUE, desk.queue, trash, desk.audit, dead_max_count=2, dead_max_age=3600.0)
+        trash, sweeper = Trash(desk.store.connections, desk.keys), Sweeper(desk.store.connections, desk.keys)
+        upkeep = Upkeep(QUEUE, desk.queue, sweeper, trash, desk.audit, dead_max_count=2, dead_max_age=3600.0)
         now_ms = desk.do(desk.queue.store_now_ms())
         desk.redis.zadd(desk.keys.dead, {"old": now_ms - 3_700_000, "a": now_ms})
         assert desk.do(upkeep.run_once()).dead_trimmed == 1  # by age
@@ -47,8 +48,8 @@ def test_what_is_deleted_of_the_dead_letters_is_audited(server: Server) -> None:
 
 def test_old_entries_of_the_audit_go(server: Server) -> None:
     with Operating(server) as desk:
-        trash = Trash(desk.store.connections, desk.keys)
-        upkeep = Upkeep(QUEUE, desk.queue, trash, desk.audit, dead_max_count=10, dead_max_age=3600.0)
+        trash, sweeper = Trash(desk.store.connections, desk.keys), Sweeper(desk.store.connections, desk.keys)
+        upkeep = Upkeep(QUEUE, desk.queue, sweeper, trash, desk.audit, dead_max_count=10, dead_max_age=3600.0)
         for number in range(1, 500):
             desk.redis.xadd(desk.keys.audit, {"operation": "old"}, id=f"{number}-0")
         assert desk.do(upkeep.run_once()).audit_trimmed > 300

@@ -192,7 +192,7 @@ def test_our_own_claims_are_not_others(q: Driven) -> None:
     assert (look.untracked, look.leases_over) == (1, 0)
     q.let_leases_run_out()
     assert q.look().leases_over == 1
-    assert q.do(q.queue.recover_expired(3)).returned == 1
+    assert q.do(q.expired.recover(3)).returned == 1
     assert q.pending == [ours.payload]
 
 

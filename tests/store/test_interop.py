@@ -89,7 +89,7 @@ def test_it_finishes_a_copy_that_we_had_recovered(q: DrivenQueue, worker: Existi
     worker.queue(callback(1))
     (ours,) = q.claim().items
     q.let_leases_run_out()
-    assert q.do(q.queue.recover_expired(3)) == Recovery(returned=1)
+    assert q.do(q.expired.recover(3)) == Recovery(returned=1)
     worker.release_lock()
     worker.take_lock()
     (theirs,) = worker.take()
@@ -107,7 +107,7 @@ def test_its_ghosts_in_processing_stay_its_own(q: DrivenQueue, worker: ExistingW
     worker.release_lock()
     worker.queue(callback(2))
     (ours,) = q.claim().items
-    assert q.do(q.queue.recover_expired(3)) == Recovery()
+    assert q.do(q.expired.recover(3)) == Recovery()
     assert q.settle(DELIVERED, ours) == [Settled.DONE]
     assert q.processing == [callback(1)]
 
@@ -123,8 +123,8 @@ def test_its_reset_leaves_nothing_of_ours_that_comes_back_to_life(q: DrivenQueue
     assert q.settle(PutBack(), held[1]) == [Settled.MISSING]
     assert q.do(q.queue.put_back([held[2]])) == 0
     q.let_leases_run_out()
-    assert q.do(q.queue.recover_expired(0)) == Recovery(leases_dropped=2)
-    q.do(q.queue.sweep())
+    assert q.do(q.expired.recover(0)) == Recovery(leases_dropped=2)
+    q.do(q.sweeper.sweep_kept())
     assert q.everywhere == Counter([callback(0)])  # a retry is whole, and is still owed
     # A new callback with the bytes of an old one is only itself.
     worker.queue(callback(3))
@@ -174,11 +174,11 @@ class SideBySide:
     def we_start_anew(self) -> None:
         self.ours.clear()
         self.q.let_leases_run_out()
-        self.q.do(self.q.queue.recover_expired(1000))
+        self.q.do(self.q.expired.recover(1000))
 
     def we_are_paused(self) -> None:
         self.q.let_leases_run_out(*(one.lease for one in self.ours[::2]))
-        self.q.do(self.q.queue.recover_expired(1000))
+        self.q.do(self.q.expired.recover(1000))
 
     def anything(self) -> None:
         mishaps = (self.they_clean_up, self.they_start_anew, self.we_start_anew, self.we_are_paused)
@@ -202,7 +202,7 @@ def test_side_by_side_in_any_order_every_callback_is_delivered(
         both.delivered[one.payload] += 1
         assert q.settle(DELIVERED, one) == [Settled.DONE]
     q.let_leases_run_out()
-    q.do(q.queue.recover_expired(1000))
+    q.do(q.expired.recover(1000))
     assert not Counter(items) - both.delivered
     assert q.everywhere == Counter()
     assert q.redis.zcard(q.keys.leases) == 0

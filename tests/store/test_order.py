@@ -23,7 +23,7 @@ from cbq_exporter.model import (
     Retry,
     Settled,
 )
-from cbq_exporter.store import queue
+from cbq_exporter.store import sweeping
 from cbq_exporter.store.healing import Healing
 from cbq_exporter.store.trash import Trash
 from tests.support.queues import FAILURE, DrivenQueue
@@ -127,7 +127,7 @@ def test_a_place_is_kept_through_recovery_and_putting_back(q: DrivenQueue) -> No
     q.settle(RETRY_LATER, one)
     q.settle(Held(), two)
     q.let_leases_run_out(three.lease)
-    assert q.do(q.queue.recover_expired(3)).returned == 1
+    assert q.do(q.expired.recover(3)).returned == 1
     push(q, item("a", 4))
     assert numbers(claim(q)) == []
     q.let_retries_be_due()
@@ -240,17 +240,17 @@ def test_what_stands_in_the_order_for_nobody_is_swept_and_nothing_else(q: Driven
     q.redis.delete(q.keys.pending)  # taken by somebody else: they are remembered for a while
     q.redis.zadd(q.keys.order, {"no turn": 0, "a:1|2|-": 0})
     before = set(q.redis.zrange(q.keys.order, 0, -1))
-    assert q.do(q.queue.sweep_order()) == 1202
+    assert q.do(q.sweeper.sweep_order()) == 1202
     left = set(q.redis.zrange(q.keys.order, 0, -1))
     assert {entry.split(b"|")[0].decode() for entry in left} >= {one.turn for one in held}
     assert (left < before, len(left)) == (True, 101)
-    assert q.do(q.queue.sweep_order()) == 0
+    assert q.do(q.sweeper.sweep_order()) == 0
 
 
 def test_a_sweep_of_the_order_goes_on_where_the_last_one_ended(q: DrivenQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "_SWEEP_PAGES", 1)
+    monkeypatch.setattr(sweeping, "_PAGES", 1)
     q.redis.zadd(q.keys.order, {f"{n:020x}:1|1-1-1|{n:040x}|0|0|1": 0 for n in range(1300)})
-    assert [q.do(q.queue.sweep_order()) for _ in range(4)] == [500, 500, 300, 0]
+    assert [q.do(q.sweeper.sweep_order()) for _ in range(4)] == [500, 500, 300, 0]
 
 
 def test_what_another_worker_took_out_of_pending_is_waited_for_until_nothing_is_there(q: DrivenQueue) -> None:
@@ -314,7 +314,7 @@ def test_a_reset_takes_the_places_along_and_an_undo_brings_them_back(q: DrivenQu
     assert q.do(put_back()) == count + 5
     q.settle(DELIVERED, six)
     q.let_leases_run_out()
-    q.do(q.queue.recover_expired(3))
+    q.do(q.expired.recover(3))
     for_a: list[int] = []
     for _ in range(2000):
         q.let_retries_be_due()
@@ -367,7 +367,7 @@ class Course:
 
     def expire(self, place: int) -> None:
         self.one.let_leases_run_out(self.under_way.pop(place).lease)
-        self.one.do(self.one.queue.recover_expired(100))
+        self.one.do(self.one.expired.recover(100))
 
     def come_to_an_end(self) -> None:
         """With one retry coming due at a time: the rest is woken by what ends before it."""

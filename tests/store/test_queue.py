@@ -95,7 +95,7 @@ def test_payloads_are_bytes_and_never_change(q: DrivenQueue) -> None:
     q.do(q.queue.dead_retry([letter.id for letter in letters]))
     claimed = q.claim_all()
     q.let_leases_run_out()
-    assert q.do(q.queue.recover_expired(3)).returned == len(payloads)
+    assert q.do(q.expired.recover(3)).returned == len(payloads)
     assert Counter(q.pending) == Counter(payloads)
     assert {one.lease for one in q.claim_all()}.isdisjoint(one.lease for one in claimed)
 
@@ -185,8 +185,8 @@ def test_more_items_than_luas_stack_holds_go_through_every_script(q: DrivenQueue
     claimed = q.claim_all()
     assert Counter(one.payload for one in claimed) == Counter(payloads)
     q.let_leases_run_out()
-    assert q.do(q.queue.recover_expired(0)) == Recovery(dead=10_000)  # the rest at the next look
-    assert q.do(q.queue.recover_expired(0)) == Recovery(dead=100)
+    assert q.do(q.expired.recover(0)) == Recovery(dead=10_000)  # the rest at the next look
+    assert q.do(q.expired.recover(0)) == Recovery(dead=100)
     ids = q.do(q.queue.dead_ids(offset=0, count=20_000))
     assert q.do(q.queue.dead_retry(ids[:5000])) == 5000
     assert q.do(q.queue.dead_purge(ids[:7000])) == 2000
@@ -266,7 +266,7 @@ def test_a_retry_comes_back_when_it_is_due_and_remembers_everything(q: DrivenQue
     q.redis.rpush(q.keys.pending, callback(1))
     (first,) = q.claim().items
     q.let_leases_run_out()
-    q.do(q.queue.recover_expired(5))
+    q.do(q.expired.recover(5))
     (second,) = q.claim().items
     assert (second.attempts, second.recoveries) == (0, 1)
     q.settle(RETRY_LATER, second)
@@ -356,7 +356,7 @@ def test_a_lease_that_is_not_held_settles_nothing(q: DrivenQueue, outcome: Any) 
     q.redis.rpush(q.keys.pending, callback(1))
     (late,) = q.claim().items
     q.let_leases_run_out()
-    q.do(q.queue.recover_expired(3))
+    q.do(q.expired.recover(3))
     (current,) = q.claim().items
     before = q.contents()
     assert q.settle(outcome, late) == [Settled.FENCED]
@@ -386,7 +386,7 @@ def test_two_equal_callbacks_are_two(q: DrivenQueue) -> None:
     assert q.settle(DELIVERED, two, two) == [Settled.DONE, Settled.FENCED]
     assert q.processing == [callback(1)] * 2
     q.let_leases_run_out(one.lease)
-    assert q.do(q.queue.recover_expired(3)) == Recovery(returned=1)
+    assert q.do(q.expired.recover(3)) == Recovery(returned=1)
     assert (q.pending, q.processing) == ([callback(1)], [callback(1)])
     assert q.settle(REJECTED, three) == [Settled.DONE]
     assert q.everywhere == Counter({callback(1): 2})
@@ -430,10 +430,10 @@ def test_what_a_dead_daemon_held_returns_to_the_head_in_order(q: DrivenQueue) ->
     q.redis.rpush(q.keys.pending, callback(99_999))
     dead = [name for name, _ in q.redis.zscan_iter(q.keys.leases) if name.decode() not in {one.lease for one in alive}]
     q.let_leases_run_out(*dead)
-    assert q.do(q.queue.recover_expired(3)) == Recovery(returned=1600)
+    assert q.do(q.expired.recover(3)) == Recovery(returned=1600)
     assert q.pending == [*ours[:1600], callback(99_999)]
     assert q.processing == [*theirs, *(one.payload for one in alive)]
-    assert q.do(q.queue.recover_expired(3)) == Recovery()
+    assert q.do(q.expired.recover(3)) == Recovery()
 
 
 def test_equal_callbacks_far_apart_in_processing_are_all_recovered(q: DrivenQueue) -> None:
@@ -441,7 +441,7 @@ def test_equal_callbacks_far_apart_in_processing_are_all_recovered(q: DrivenQueu
     q.redis.rpush(q.keys.pending, callback(0), *filler, callback(0), *filler, callback(0))
     q.claim_all()
     q.let_leases_run_out()
-    assert q.do(q.queue.recover_expired(3)) == Recovery(returned=801)
+    assert q.do(q.expired.recover(3)) == Recovery(returned=801)
     assert q.pending == [callback(0), *filler, callback(0), *filler, callback(0)]
     assert q.processing == []
 
@@ -461,7 +461,7 @@ def test_a_lease_that_is_extended_while_recovery_looks_is_left_alone(
         return await read(*command)
 
     monkeypatch.setattr(q.connections, "read", read_late)
-    assert q.do(q.queue.recover_expired(3)) == Recovery()
+    assert q.do(q.expired.recover(3)) == Recovery()
     assert q.everywhere == Counter(q.processing) == Counter([callback(1)])
 
 
@@ -471,7 +471,7 @@ def test_only_what_nobody_keeps_is_recovered(q: DrivenQueue) -> None:
     q.let_leases_run_out()
     assert q.do(q.queue.extend([one.lease], 60.0)) == [True]
     assert q.settle(DELIVERED, two) == [Settled.DONE]
-    assert q.do(q.queue.recover_expired(3)) == Recovery(returned=1)
+    assert q.do(q.expired.recover(3)) == Recovery(returned=1)
     assert (q.pending, q.processing) == ([callback(2)], [callback(0)])
     assert q.settle(DELIVERED, one, three) == [Settled.DONE, Settled.FENCED]
 
@@ -487,7 +487,7 @@ def test_a_callback_that_ends_its_daemon_again_and_again_becomes_a_dead_letter(q
             q.let_retries_be_due()
             q.claim()
         q.let_leases_run_out()
-        recovery = q.do(q.queue.recover_expired(2))
+        recovery = q.do(q.expired.recover(2))
     assert recoveries == [0, 1, 2]
     assert recovery == Recovery(dead=1)
     (letter,) = q.do(q.queue.dead_letters(q.do(q.queue.dead_ids(offset=0, count=9)), with_payload=True))
@@ -502,7 +502,7 @@ def test_leases_without_a_callback_end_and_bring_nothing_back(q: DrivenQueue) ->
     q.redis.lpop(q.keys.processing)
     q.redis.zadd(q.keys.leases, {"nonsense": 1, b"\xff|\xff": 1, "a|b|c|d|e": 1})
     q.let_leases_run_out()
-    assert q.do(q.queue.recover_expired(3)) == Recovery(returned=1, leases_dropped=4)
+    assert q.do(q.expired.recover(3)) == Recovery(returned=1, leases_dropped=4)
     assert not q.redis.exists(q.keys.leases, q.keys.processing)
     assert q.pending == [callback(1)]
 
@@ -589,11 +589,11 @@ def test_what_is_kept_for_no_callback_is_swept(q: DrivenQueue, deleted: str) -> 
     claimed = q.claim_all()
     q.settle(RETRY_LATER, *claimed[:600])
     q.settle(REJECTED, *claimed[600:])
-    assert q.do(q.queue.sweep()) == 0
+    assert q.do(q.sweeper.sweep_kept()) == 0
     q.redis.delete(q.keys.retry)
     if "records" in deleted:
         q.redis.delete(q.keys.records)
-    assert sum(q.do(q.queue.sweep()) for _ in range(3)) == 600
+    assert sum(q.do(q.sweeper.sweep_kept()) for _ in range(3)) == 600
     assert sorted(q.redis.hkeys(q.keys.payloads)) == sorted(q.redis.zrange(q.keys.dead, 0, -1))
     assert len(q.kept(q.keys.dead)) == 100
     assert None not in q.kept(q.keys.dead)
@@ -603,9 +603,9 @@ def test_the_memory_of_returned_callbacks_is_forgotten_by_age(q: DrivenQueue) ->
     q.redis.rpush(q.keys.pending, *(callback(n) for n in range(30)))
     q.settle(PutBack(), *q.claim().items)
     now_ms = q.do(q.queue.store_now_ms())
-    assert q.do(q.queue.forget_returned(0, now_ms - 60_000)) == (0, 0)
+    assert q.do(q.sweeper.forget_returned(now_ms - 60_000)) == 0
     assert q.redis.hlen(q.keys.returned) == 30
-    assert q.do(q.queue.forget_returned(0, now_ms + 60_000)) == (0, 30)
+    assert q.do(q.sweeper.forget_returned(now_ms + 60_000)) == 30
     assert len(q.claim().items) == 30
 
 
@@ -645,11 +645,11 @@ _OPERATIONS: tuple[Callable[[DrivenQueue, list[Claimed]], Any], ...] = (
     lambda q, held: q.settle(RETRY_LATER, *held[:1]),
     lambda q, held: q.settle(REJECTED, *held[1:2]),
     lambda q, held: q.settle(PutBack(), *held[2:3]),
-    lambda q, held: q.do(q.queue.recover_expired(3)),
-    lambda q, held: q.do(q.queue.recover_expired(0)),
+    lambda q, held: q.do(q.expired.recover(3)),
+    lambda q, held: q.do(q.expired.recover(0)),
     lambda q, held: q.do(q.queue.dead_retry(q.do(q.queue.dead_ids(offset=0, count=9)))),
     lambda q, held: q.do(q.queue.hasten(q.do(q.queue.retry_ids(offset=0, count=9)))),
-    lambda q, held: q.do(q.queue.sweep()),
+    lambda q, held: q.do(q.sweeper.sweep_kept()),
     lambda q, held: q.do(q.queue.keep_lock(30.0)),
     lambda q, held: q.do(q.queue.waiting(3)),
 )
@@ -698,7 +698,7 @@ def test_a_full_memory_takes_nothing_new_and_does_not_stop_what_frees_it(q: Driv
         assert caught.value.kind == "oom"
         for outcome in (DELIVERED, RETRY_LATER, REJECTED, PutBack()):
             assert q.settle(outcome, *q.claim(1).items) == [Settled.DONE]
-        assert q.do(q.queue.recover_expired(3)) == Recovery(returned=1)
+        assert q.do(q.expired.recover(3)) == Recovery(returned=1)
         assert q.do(q.queue.extend([held.lease], 60.0)) == [True]
     finally:
         q.redis.config_set("maxmemory", 0)
@@ -760,7 +760,7 @@ def _slow_beside_many(q: DrivenQueue) -> list[bytes]:
     q.let_retries_be_due()
     claimed = q.claim_all()
     q.let_leases_run_out()
-    assert q.do(q.queue.recover_expired(3)).returned == len(claimed) == 750
+    assert q.do(q.expired.recover(3)).returned == len(claimed) == 750
     assert q.redis.llen(q.keys.processing) == 100_000
     return [entry["command"][:40] for entry in q.redis.slowlog_get()]
 
@@ -806,18 +806,18 @@ def test_every_script_names_all_its_keys_and_they_share_a_slot(cluster: Server) 
         for one, outcome in zip(q.claim(5).items, outcomes, strict=False):
             assert q.settle(outcome, one) == [Settled.DONE]
         q.let_leases_run_out()
-        assert q.do(q.queue.recover_expired(3)) == Recovery(returned=1)
+        assert q.do(q.expired.recover(3)) == Recovery(returned=1)
         q.let_retries_be_due()
         held = q.claim().items
         assert q.do(q.queue.extend([one.lease for one in held], 60.0)) == [True] * 4
         q.let_leases_run_out(held[0].lease)
-        assert q.do(q.queue.recover_expired(0)) == Recovery(dead=1)
+        assert q.do(q.expired.recover(0)) == Recovery(dead=1)
         first, second = q.do(q.queue.dead_ids(offset=0, count=9))
         assert (q.do(q.queue.dead_retry([first])), q.do(q.queue.dead_purge([second]))) == (1, 1)
         q.redis.hset(q.keys.records, "1-1-1", b"{}")
-        assert (q.do(q.queue.sweep()), q.do(q.queue.trim_dead(0, 1.0))) == (1, 0)
+        assert (q.do(q.sweeper.sweep_kept()), q.do(q.queue.trim_dead(0, 1.0))) == (1, 0)
         q.settle(PutBack(), *held[1:])
-        assert q.do(q.queue.forget_returned(0, 10**14)) == (0, 3)
+        assert q.do(q.sweeper.forget_returned(10**14)) == 3
         assert q.do(q.queue.free_lock())
     with DrivenQueue(cluster, "callback_queue") as untagged, pytest.raises(StoreMisuse) as caught:
         untagged.do(untagged.queue.enqueue([callback(1)]))

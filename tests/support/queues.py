@@ -12,8 +12,10 @@ from typing import Any, Self, TypeVar
 
 from cbq_exporter.model import Claim, Claimed, Failure, Outcome, Settled, Settlement
 from cbq_exporter.store.connections import Connections
+from cbq_exporter.store.expired import ExpiredLeases
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.queue import Queue
+from cbq_exporter.store.sweeping import Sweeper
 from tests.support.servers import Server
 
 T = TypeVar("T")
@@ -44,6 +46,8 @@ class DrivenQueue:
         self._loop = asyncio.new_event_loop()
         self.connections = Connections(server.url, shown_as="test")
         self.queue = Queue(self.connections, self.keys, lock_value=lock_value)
+        self.expired = ExpiredLeases(self.connections, self.keys)
+        self.sweeper = Sweeper(self.connections, self.keys)
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(work)

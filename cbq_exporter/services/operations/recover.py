@@ -40,7 +40,7 @@ async def execute(parts: Parts, operation: Recover, plan: Plan, order: Order) ->
     check_growth(plan.counts["callbacks"], await _count(parts, operation), "to recover")
     recovery = parts.config.recovery
     if operation.only_known_stuck:
-        done = await parts.queue.recover_expired(recovery.max_recoveries)
+        done = await parts.healing.expired.recover(recovery.max_recoveries)
         expired = done.total
         order.progress(expired)
         done += await parts.healing.recover_stuck(

@@ -116,7 +116,7 @@ class Healing(World):
             others, died = model.recover_others(order, old, max_recoveries)
 
         rule = StuckRule(max_recoveries is not None, STUCK_AFTER, max_recoveries or 0)
-        service = Recoverer(QUEUE, daemon.queue, daemon.healing, INSTRUMENTS, self.audit, rule=rule, every=EVERY)
+        service = Recoverer(QUEUE, daemon.healing, INSTRUMENTS, self.audit, rule=rule, every=EVERY)
         report = self.do(service.run_once())
         look = report.look
         assert (look.leases_over, look.ineffective, look.begun_anew) == (over, ineffective, begins_anew)
@@ -175,6 +175,7 @@ class Healing(World):
         service = Upkeep(
             QUEUE,
             self.any_queue,
+            self.sweeper,
             Trash(self.connections, KEYS),
             self.audit,
             dead_max_count=keep,
@@ -197,14 +198,14 @@ class Healing(World):
     @precondition(lambda self: self.model.orphans)
     @rule()
     def sweep(self) -> None:
-        assert self.do(self.any_queue.sweep()) == len(self.model.orphans)
+        assert self.do(self.sweeper.sweep_kept()) == len(self.model.orphans)
         self.model.orphans = set()
 
     @rule()
     def the_order_is_swept(self) -> None:
         """Of those that stand there for nobody. That all others stay is an invariant."""
         ordered, in_excess = len(self.ordered), self.order_is_in_excess
-        swept = self.do(self.any_queue.sweep_order())
+        swept = self.do(self.sweeper.sweep_order())
         assert swept == (ordered - len(self.model.all_turns) if in_excess else 0)
         assert len(self.ordered) == ordered - swept
 
@@ -215,7 +216,7 @@ class Healing(World):
 
     @rule()
     def what_was_returned_is_forgotten(self) -> None:
-        _, forgotten = self.do(self.any_queue.forget_returned(0, 10**14))
+        forgotten = self.do(self.sweeper.forget_returned(10**14))
         assert forgotten == len(self.model.memory)
         self.model.memory = {}
 

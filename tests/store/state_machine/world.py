@@ -24,6 +24,7 @@ from cbq_exporter.store.healing import Healing
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.opening import Store, reader_of
 from cbq_exporter.store.queue import Queue
+from cbq_exporter.store.sweeping import Sweeper
 from tests.store.state_machine.model import FAMILY, FORGET_AFTER, LOCK_RULE, Model
 from tests.support.foreign_worker import ForeignWorker
 from tests.support.servers import Server
@@ -168,6 +169,7 @@ class World(RuleBasedStateMachine):
         connections.entries = 0
         # A process of an operator's: it has no lock value.
         self.any_queue = Queue(connections, KEYS)
+        self.sweeper = Sweeper(connections, KEYS)
         store = Store(
             connections,
             {QUEUE: self.any_queue},
