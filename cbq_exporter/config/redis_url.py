@@ -10,6 +10,7 @@ EXAMPLES = "redis://host:6379/0, rediss://user:password@host:6380/0 or unix:///r
 
 _COMMON_OPTIONS = ("db", "username", "password", "client_name")
 TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile")
+_CERT_REQS = ("none", "optional", "required")
 _DATABASE = re.compile(r"[0-9]{1,5}")
 
 
@@ -89,4 +90,6 @@ def _option_trouble(parts: SplitResult) -> str | None:
         return f"after '?' only these options are known: {', '.join(known)}"
     if any(name == "db" and not _DATABASE.fullmatch(value) for name, value in options):
         return "the option db must be a database's number"
+    if any(name == "ssl_cert_reqs" and value not in _CERT_REQS for name, value in options):
+        return f"the option ssl_cert_reqs must be one of {', '.join(_CERT_REQS)}"
     return None

@@ -51,6 +51,12 @@ def configuration() -> Config:
     return from_mapping(given, f"settings.{NAME}")
 
 
+def names_a_file() -> bool:
+    """Whether the server is that of a configuration file, or else of the settings."""
+    given = getattr(settings, NAME, {})
+    return isinstance(given, Mapping) and given.get("config_file") is not None
+
+
 def chosen_queue(config: Config, name: str | None) -> QueueConfig:
     """The queue of that name, or the only one; raises UsageError, which names those that there are."""
     known = ", ".join(queue.name for queue in config.queues)

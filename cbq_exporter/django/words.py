@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from django.utils.translation import gettext as _
 
+from cbq_exporter.django.settings import names_a_file
+
 _KNOWN: tuple[tuple[str, Callable[[], str]], ...] = (
     (
         r"several queues are configured: say which is meant \((?P<known>.*)\)",
@@ -47,7 +49,13 @@ _KNOWN: tuple[tuple[str, Callable[[], str]], ...] = (
 )
 
 
+# Where the daemon and the commands have their server from.
+_OF_A_FILE = re.compile(r"redis\.url, or (of )?CBQ_REDIS_URL, which goes before it")
+
+
 def translated(said: str) -> str:
+    if not names_a_file():
+        said = _OF_A_FILE.sub("CACHES or CBQ_EXPORTER in the settings", said)
     for form, words in _KNOWN:
         if found := re.fullmatch(form, said, re.DOTALL):
             return words() % found.groupdict()

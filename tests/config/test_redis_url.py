@@ -96,6 +96,7 @@ def test_accepted(url: str) -> None:
         ("redis://host?retry=9", "after '?' only these options are known"),
         ("redis://host?ssl_cert_reqs=none", "after '?' only these options are known"),
         ("redis://host?db=", "the option db must be a database's number"),
+        ("rediss://host?ssl_cert_reqs=CERT_NONE", "the option ssl_cert_reqs must be one of none, optional, required"),
         ("unix://run/redis.sock", "a unix socket needs three slashes"),
         ("unix:///", "must name the socket"),
     ],

@@ -126,6 +126,7 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(redis: Server) -> None:
             with pytest.raises(CommandError, match="cannot be reached") as wrong:
                 tools(step, "--noinput")
             assert wrong.value.returncode == 4
+            assert str(wrong.value).endswith(": check that it runs, and CACHES or CBQ_EXPORTER in the settings")
 
 
 def test_as_a_program(redis: Server) -> None:
