@@ -235,11 +235,15 @@ class Settled(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one claim brought. ``at_ms`` and ``next_due_ms`` are the store's clock, in milliseconds."""
+    """What one claim brought. ``at_ms`` and ``next_due_ms`` are the store's clock, in milliseconds.
+
+    ``new`` callbacks left pending for the first time: some are not among ``items``, as they wait for their turn.
+    """
 
     at_ms: int
     items: tuple[Claimed, ...]
     from_retry: int
+    new: int
     pending_left: int
     next_due_ms: int | None
 

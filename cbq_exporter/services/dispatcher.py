@@ -274,6 +274,8 @@ class Dispatcher:
         self._last_batch = before
         self._arrived = False
         self._waiting_since = before if claim.pending_left else None
+        if claim.new:
+            self._instruments.enqueued.inc(claim.new)
         if not claim.items:
             return claim
         self._just_claimed = _JustClaimed(claim, before + delivery.lease - delivery.timeout)
@@ -284,9 +286,6 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(self._hand_over)
         self._instruments.flushes[reason].inc()
         self._instruments.batch_size.observe(len(claim.items))
-        fresh = [one.first_claimed_ms for one in claim.items].count(claim.at_ms)
-        if fresh:
-            self._instruments.enqueued.inc(fresh)
         return claim
 
     @property

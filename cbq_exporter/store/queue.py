@@ -154,10 +154,10 @@ class Queue:
         if answer[0] == 0:
             self._ahead_ms = None
             return None
-        _, now_ms, left, next_due, from_retry = answer[:5]
+        _, now_ms, left, next_due, from_retry, new = answer[:6]
         self._ahead_ms = now_ms - _monotonic_ms()
-        items = tuple(map(records.claimed, answer[5::2], answer[6::2]))
-        return Claim(now_ms, items, from_retry, left, next_due if next_due >= 0 else None)
+        items = tuple(map(records.claimed, answer[6::2], answer[7::2]))
+        return Claim(now_ms, items, from_retry, new, left, next_due if next_due >= 0 else None)
 
     def _latest_ms(self) -> int:
         """The store's time past which a claim sent now has no one left to hear its answer; 0: not known."""

@@ -96,6 +96,7 @@ def test_a_key_that_has_to_wait_holds_up_no_other(server: Server) -> None:
             client.zadd(retry, {member: 1}, xx=True)
         push(server.client, *_payloads(receiver.url, 300, 301))  # an arrival, so that it looks
         wait_until_settled(server.client)
+        assert daemon.metrics().get("cbq_callbacks_enqueued_total") == 301  # those that had to wait came in too
     waited = [number_of(body) for body in receiver.order if number_of(body) % KEYS == 0]
     assert [number for number in waited if number] == list(range(10, 301, KEYS))
 

@@ -73,7 +73,7 @@ def test_what_is_claimed_together_is_in_order_and_what_comes_later_waits(q: Driv
     one, two, three = claim(q).items
     push(q, item("a", 4), item("c", 5), item("b", 6))
     later = claim(q)
-    assert (numbers(later), later.pending_left) == ([5], 0)
+    assert (numbers(later), later.new, later.pending_left) == ([5], 3, 0)
     assert q.settle(DELIVERED, one) == [Settled.DONE]
     assert numbers(claim(q)) == []  # 3 is still under way
     q.settle(DELIVERED, three)

@@ -6,7 +6,8 @@
 --       5 lease, ms  6 most of `count` that may come from pending  7 TTL of last_send_time, s
 --       8 our time, ms, past which nobody waits for the answer any more; 0 where it is not known
 --       9 with `order`: the field of an item that is its key
--- Returns {1, now_ms, pending left, due time of the next retry or -1, from retry, lease, payload, lease, ...}
+-- Returns {1, now_ms, pending left, due time of the next retry or -1, from retry, left pending for the first time
+--         (those set aside too), lease, payload, lease, ...}
 --         or {0} where the lock is not ours (any more), or where this comes too late: a server that hung
 --         may find many claims when it goes on.
 --
@@ -50,10 +51,11 @@ local KEY_LENGTH, TURN = 20, '%x+:%d+'
 local MOST_OF_A_KEY = 16 -- in one claim: they go one after the other and take room from others
 local ASKS_AGAIN_MS = 60000 -- should nobody wake it
 
-local out, scores, n, bytes = {1, now, 0, -1, 0}, {}, 0, 0
+local out, scores, n, bytes = {1, now, 0, -1, 0, 0}, {}, 0, 0
 
 local moved, taken, is_aside = 0, {}, {} -- those from pending: in processing by now, to be moved there, elsewhere
 local aside = 0 -- callbacks moved from pending to retry
+local new = 0 -- callbacks that were never taken from pending before
 
 local function fits(size)
   return n + aside < count and (n + aside == 0 or bytes + size <= budget)
@@ -86,7 +88,7 @@ local function take(payload, fp, attempts, recoveries, first, turn, is_new)
     lease = lease .. '|' .. turn
   end
   scores[2 * n - 1], scores[2 * n] = deadline, lease
-  out[4 + 2 * n], out[5 + 2 * n] = lease, payload
+  out[5 + 2 * n], out[6 + 2 * n] = lease, payload
 end
 
 -- The text or the number at the head of the item, where producers put it; nil: it takes reading all of it.
@@ -217,6 +219,8 @@ local function take_one_pending(payload, is_moved)
     attempts, recoveries, first = string.match(memory, '^(%d+)|(%d+)|(%d+)')
     turn = order and string.match(memory, '^%d+|%d+|%d+|(' .. TURN .. ')|')
     redis.call('HDEL', returned, fp)
+  else
+    new = new + 1
   end
   if order and not turn then
     turn, is_new = new_turn(payload), true
@@ -317,5 +321,5 @@ in_chunks('HDEL', records, ended)
 
 out[3] = redis.call('LLEN', pending)
 out[4] = (order or #ended > 0) and next_due() or first_due
-out[5] = #due
+out[5], out[6] = #due, new
 return out

@@ -220,15 +220,16 @@ class Model(Contents):
 
     # --- sending -----------------------------------------------------------------------------
 
-    def claim(self, count: int, max_bytes: int, from_pending: int, *, ordered: bool) -> tuple[list[Taken], int]:
-        """What a claim brings, taken out of its places; and how many of it come from retry.
+    def claim(self, count: int, max_bytes: int, from_pending: int, *, ordered: bool) -> tuple[list[Taken], int, int]:
+        """What a claim brings, taken out of its places; how many of it come from retry; and how many left pending for
+        the first time.
 
         With an order the turns that it gives are NEW_TURN and a number, as are the ids of what it sets aside.
         """
         self.claims += 1
         taken: list[Taken] = []
         looked_at: list[bytes] = []  # taken or set aside
-        from_retry = given = 0
+        from_retry = new = given = 0
 
         def fits(payload: bytes) -> bool:
             return not looked_at or (len(looked_at) < count and sum(map(len, looked_at)) + len(payload) <= max_bytes)
@@ -263,6 +264,7 @@ class Model(Contents):
                 for payload in self.pending[:from_pending]:
                     if len(looked_at) == count or not fits(payload):
                         break
+                    new += payload not in self.memory
                     memory = self.memory.pop(payload, Memory())
                     turn = turn_of(memory.turn, payload)
                     if waits(turn):
@@ -272,7 +274,7 @@ class Model(Contents):
                         taken.append(Taken(payload, memory.attempts, memory.recoveries, turn))
                     looked_at.append(payload)
                     self.pending.pop(0)
-        return taken, from_retry
+        return taken, from_retry, new
 
     @property
     def all_turns(self) -> set[str]:

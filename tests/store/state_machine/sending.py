@@ -116,13 +116,13 @@ class Sending(World):
         assert claim is not None
         model.lock = Lock(daemon.value, LOCK_TTL)
         known = set(model.retry)
-        expected, from_retry = model.claim(
+        expected, from_retry, new = model.claim(
             count, max_bytes, count if from_pending is None else from_pending, ordered=self.order_by is not None
         )
         assert [(one.payload, one.attempts, one.recoveries) for one in claim.items] == [
             (one.payload, one.attempts, one.recoveries) for one in expected
         ]
-        assert claim.from_retry == from_retry
+        assert (claim.from_retry, claim.new) == (from_retry, new)
         assert claim.pending_left == len(model.pending)
         assert (claim.next_due_ms is None) == (not model.retry)
         self._turns_are_given(claim, expected, known)
