@@ -22,7 +22,10 @@ class RedisConfig(Section):
     """The Redis or Valkey server with the queues. Without a URL the daemon starts its own, private to it."""
 
     url: Annotated[SecretStr, kinds.redis()] | None = Field(
-        None, description="Where the queues are. Null starts an embedded server. CBQ_REDIS_URL overrides it."
+        None,
+        description="Where the queues are. Null starts an embedded server. CBQ_REDIS_URL overrides it. Options after "
+        "'?' of rediss: ssl_ca_certs, ssl_certfile and ssl_keyfile name PEM files, ssl_cert_reqs is required (the "
+        "default), optional or none, ssl_check_hostname true (the default) or false.",
     )
 
     @property
