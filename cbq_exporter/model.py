@@ -433,8 +433,9 @@ class QueueView:
     """One queue at one moment. Absent numbers are None: unknown is never zero.
 
     Timestamps are epoch seconds. ``lock_look`` is the lock as a daemon that supervises sees it; None where it is free
-    or none does. ``lock_rule`` says when one counts as left behind. ``memory`` is bytes, as last measured. ``newer``
-    says that a newer version has written to the queue, where one has. ``error`` says why the rest is missing.
+    or none does. ``own_look`` is the lock as a daemon that only observes has seen it since its start. ``lock_rule``
+    says when one counts as left behind. ``memory`` is bytes, as last measured. ``newer`` says that a newer version has
+    written to the queue, where one has. ``error`` says why the rest is missing.
     """
 
     queue: str
@@ -449,6 +450,7 @@ class QueueView:
     leased: int | None = None
     lock: LockView | None = None
     lock_look: LockLook | None = None
+    own_look: LockLook | None = None
     lock_rule: LockRule | None = None
     last_send_at: float | None = None
     source_stats: Mapping[str, int] = field(default_factory=dict)

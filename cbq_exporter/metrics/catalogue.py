@@ -124,7 +124,8 @@ CATALOGUE: tuple[Definition, ...] = (
         "stuck_callbacks",
         "gauge",
         _QUEUE,
-        "Callbacks whose lease has run out, and those of others that were first seen in processing too long ago.",
+        "Callbacks whose lease has run out, and those of others that were first seen in processing too long ago; "
+        "where nobody supervises, 1 stands for any number: only the oldest is watched.",
         "Their sender died; recovery has to act.",
     ),
     Definition(
@@ -198,15 +199,16 @@ CATALOGUE: tuple[Definition, ...] = (
         "lock_first_seen_timestamp_seconds",
         "gauge",
         _QUEUE,
-        "When the present value of the send lock was first seen; absent where it is free, or nobody supervises.",
+        "When the present value of the send lock was first seen, in observe mode since the start; absent where it is "
+        "free.",
         "Who holds it has held it at least since then.",
     ),
     Definition(
         "lock_stale",
         "gauge",
         _QUEUE,
-        "Whether the send lock was left behind, by the rules of lock.stale; absent where nobody supervises it.",
-        "It will be released, or, with lock.stale.auto false, a person has to do it.",
+        "Whether the send lock was left behind, by the rules of lock.stale; absent where nobody has seen it yet.",
+        "It will be released, or, with lock.stale.auto false and in observe mode, a person has to do it.",
     ),
     Definition(
         "last_send_timestamp_seconds",

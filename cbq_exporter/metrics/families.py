@@ -57,10 +57,9 @@ def _queue(view: QueueView, into: _Samples) -> None:
         into.add("lock_held", 1.0, queue=queue)
         into.add("lock_without_expiry", float(view.lock.ttl is None), queue=queue)
         into.add("lock_ttl_seconds", view.lock.ttl, queue=queue)
-        if view.lock_look is not None and view.lock_rule is not None:
-            into.add("lock_first_seen_timestamp_seconds", view.lock_look.first_seen_at, queue=queue)
-            verdict = lock.judge(view.lock_look, view.lock_rule)
-            into.add("lock_stale", float(isinstance(verdict, lock.Release)), queue=queue)
+        look, stale = view.lock_look or view.own_look, lock.is_stale(view)
+        into.add("lock_first_seen_timestamp_seconds", None if look is None else look.first_seen_at, queue=queue)
+        into.add("lock_stale", None if stale is None else float(stale), queue=queue)
     elif view.error is None:
         into.add("lock_held", 0.0, queue=queue)
         into.add("lock_without_expiry", 0.0, queue=queue)

@@ -56,6 +56,16 @@ def thought(view: QueueView) -> Verdict | None:
     return judge(view.lock_look, view.lock_rule)
 
 
+def is_stale(view: QueueView) -> bool | None:
+    """Whether the lock in ``view`` was left behind; None where it is free, or nobody can tell."""
+    look = view.lock_look or view.own_look
+    if look is None or view.lock_rule is None:
+        return None
+    if look is view.own_look and is_family(look.value):
+        return None  # who only observes does not hear its heartbeat
+    return isinstance(judge(look, view.lock_rule), Release)
+
+
 def is_family(value: bytes) -> bool:
     """Whether one of our daemons wrote it."""
     return value.startswith(FAMILY)

@@ -6,6 +6,7 @@ It costs one pipelined round trip of commands that are O(1) or O(log n) in the l
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from cbq_exporter.model import LockLook, LockRule, LockView, Mode, QueueView, Sn
 from cbq_exporter.store import records, schema, trash
 from cbq_exporter.store.connections import READ_TIMEOUT, Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.observing import Observed
 from cbq_exporter.store.times import epoch_ms
 
 _GRACE_MS = 1000  # a retry is overdue when it was due longer ago than this
@@ -46,8 +48,8 @@ class Source:
 class Reader:
     """Reads all queues at once. Calls that overlap share one read.
 
-    It remembers between reads what the server forgets: the time of the last send, whose key lives 60 s; and what is
-    not asked for at each read: the memory of the queues.
+    It remembers between reads what the server forgets: the time of the last send, whose key lives 60 s; what is not
+    asked for at each read: the memory of the queues; and what nobody writes where a queue is only observed.
     """
 
     def __init__(self, connections: Connections, sources: Sequence[Source], *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -57,6 +59,7 @@ class Reader:
         self._ahead_ms = 0.0  # the server's clock less ours
         self._last_send_at: dict[str, float] = {}
         self._memory: dict[QueueKeys, int] = {}  # bytes, as last measured
+        self._observed: defaultdict[QueueKeys, Observed] = defaultdict(Observed)
         self._reading: asyncio.Task[Snapshot] | None = None
 
     def read_instead(self, sources: Sequence[Source]) -> None:
@@ -64,6 +67,8 @@ class Reader:
         known = {source.name: source.keys for source in self._sources}
         kept = {source.name for source in sources if known.get(source.name) == source.keys}
         self._last_send_at = {name: at for name, at in self._last_send_at.items() if name in kept}
+        for gone in self._observed.keys() - {source.keys for source in sources if source.mode is Mode.OBSERVE}:
+            del self._observed[gone]
         self._sources = tuple(sources)
         self._reading = None
 
@@ -208,6 +213,13 @@ class Reader:
             State.DEAD: _first_score(first_dead),
         }
         look = _lock_look(lock, lock_ttl_ms, lock_seen, now_ms)
+        stuck, untracked = expired + seen_for_long, max(0, processing - leased)
+        own_look = None
+        if source.mode is Mode.OBSERVE:
+            observed = self._observed[source.keys]
+            own_look = observed.lock(lock, lock_ttl_ms, now_ms)
+            if observed.first_for(first_processing, now_ms) >= source.stuck_after and not leased:
+                stuck = max(stuck, 1)
         return QueueView(
             queue=source.name,
             mode=source.mode,
@@ -222,11 +234,12 @@ class Reader:
             oldest_claim_at=_claimed_at(first_lease),
             retry_overdue=overdue,
             retry_oldest_due_at=_first_score(first_retry),
-            stuck=expired + seen_for_long,
-            untracked=max(0, processing - leased),
+            stuck=stuck,
+            untracked=untracked,
             leased=leased,
             lock=_lock(lock, lock_ttl_ms, source.lock_value),
             lock_look=look,
+            own_look=own_look,
             lock_rule=source.lock_rule,
             last_send_at=self._remembered(source.name, last_send),
             source_stats=_stats(stats),

@@ -128,6 +128,28 @@ def test_observe_mode_never_writes(each_server: Server, tmp_path: Path) -> None:
     assert _contents(each_server) == before
 
 
+def test_observing_tells_what_others_have_left_behind(server: Server) -> None:
+    client: Any = server.client
+    client.rpush(KEYS.processing, callback(1), callback(2))
+    client.set(KEYS.lock, "worker_1764000000_1234")
+    began = time.time()
+    with (
+        Watch(server) as watch,
+        Daemon(server.url, queue(QUICK, mode="observe", recovery={"stuck_after": "600ms"})) as daemon,
+    ):
+        until(lambda: daemon.metrics().get("cbq_lock_stale") == 1 and daemon.metrics().get("cbq_stuck_callbacks") == 1)
+        first_seen = daemon.metrics().get("cbq_lock_first_seen_timestamp_seconds")
+        assert first_seen is not None
+        assert began - 1 < first_seen < time.time() + 1
+
+        client.set(KEYS.lock, "worker_1764000009_4321", ex=30)  # its workers go on
+        client.lpop(KEYS.processing)
+        after = daemon.metrics()
+        assert (after.get("cbq_lock_stale"), after.get("cbq_stuck_callbacks")) == (0, 0)
+        assert (after.get("cbq_lock_first_seen_timestamp_seconds") or 0) > first_seen
+    assert [command.split()[0] for command in watch.writes] == ["SET", "LPOP"]  # those of this test
+
+
 def test_the_watch_would_have_seen_a_write(server: Server) -> None:
     """The same queue, the same watch, and a daemon that may: it writes at once."""
     _leave_everything_to_do(server)
