@@ -17,6 +17,7 @@ PLAIN = plain.CONTENT_TYPE_PLAIN_0_0_4
 
 
 _FEW = 1500  # lines
+_PLAIN_RANGES = ("text/plain", "text/*", "*/*")
 
 
 class Exposition:
@@ -42,16 +43,18 @@ def choose(accept: str | None) -> str:
     The client library's own choice repeats whatever version the header names, fails on one that is no number,
     and ignores the weights.
     """
-    weights = {OPENMETRICS: 0.0, PLAIN: 0.0}
+    wanted = 0.0  # OpenMetrics
+    plain_by = [0.0, 0.0, 0.0]  # plain text; the most specific range that is there decides
     for one in (accept or "").split(","):
         name, *parameters = (part.strip() for part in one.lower().split(";"))
         given = dict(parameter.partition("=")[::2] for parameter in parameters)
         version = given.get("version", "").strip('"')
         if name == "application/openmetrics-text" and version in ("", "1.0.0"):
-            weights[OPENMETRICS] = max(weights[OPENMETRICS], _weight(given))
-        elif name == "text/plain" and version in ("", "0.0.4"):
-            weights[PLAIN] = max(weights[PLAIN], _weight(given))
-    return OPENMETRICS if weights[OPENMETRICS] and weights[OPENMETRICS] >= weights[PLAIN] else PLAIN
+            wanted = max(wanted, _weight(given))
+        elif name in _PLAIN_RANGES and version in ("", "0.0.4"):
+            place = _PLAIN_RANGES.index(name)
+            plain_by[place] = max(plain_by[place], _weight(given))
+    return OPENMETRICS if wanted and wanted >= next(filter(None, plain_by), 0.0) else PLAIN
 
 
 def _weight(parameters: dict[str, str]) -> float:
