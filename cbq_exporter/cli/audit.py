@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _MOST_SHOWN = 10_000
+_SECONDS = ("older_than", "seconds")  # of an operation, as it was asked for
 
 
 @click.command
@@ -116,12 +117,18 @@ def _row(entry: AuditEntry) -> list[str]:
 def _phrase(fields: Mapping[str, Any]) -> str:
     """What is worth a place in a table; -o json has all of it."""
     told = {name: value for name, value in fields.items() if value and not name.endswith("_at")}
-    return ", ".join(name if value is True else f"{name} {_plain(value)}" for name, value in told.items())
+    return ", ".join(name if value is True else f"{name} {_plain(name, value)}" for name, value in told.items())
 
 
-def _plain(value: Any) -> str:
+def _plain(name: str, value: Any) -> str:
     if isinstance(value, dict):
-        return " ".join(f"{name}={one}" for name, one in value.items())
+        return " ".join(f"{key}={one}" for key, one in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if name in _SECONDS and isinstance(value, int | float):
+        from cbq_exporter.config.kinds import write_duration
+
+        return write_duration(value)
     return str(value)
 
 

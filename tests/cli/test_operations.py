@@ -204,20 +204,24 @@ def test_audit_lists_and_filters(cli: Cli) -> None:
     cli("pause", "--yes", "--reason", "incident\x1b[31m 7")
     cli("enqueue", "--url", "http://example.com/x")
     cli("enqueue", stdin=item(1) + b"\n" + item(2) + b"\nnot JSON\n")
+    cli("dead", "purge", "--older-than", "90m", "--yes")
+    cli("dead", "retry", "one", "two", "--yes")
     lines = [re.sub(r"^\S+ \S+", "TIME", line) for line in cli("audit").stdout.splitlines()]
     who = f"cli:{getpass.getuser()}@{socket.gethostname()}"
     pad = " " * (len(who) - 3)
-    assert lines[0] == f"time                 who{pad}  operation  result   what"
+    assert lines[0] == f"time                 who{pad}  operation   result   what"
     assert lines[1:] == [
-        f"TIME  {who}  pause      started  incident\\x1b[31m 7",
-        f"TIME  {who}  pause      done     incident\\x1b[31m 7; pauses 1",
-        f"TIME  {who}  enqueue    done     callbacks 1",
-        f"TIME  {who}  enqueue    done     callbacks 2",
+        f"TIME  {who}  pause       started  incident\\x1b[31m 7",
+        f"TIME  {who}  pause       done     incident\\x1b[31m 7; pauses 1",
+        f"TIME  {who}  enqueue     done     callbacks 1",
+        f"TIME  {who}  enqueue     done     callbacks 2",
+        f"TIME  {who}  purge_dead  done     older_than 90m",
+        f"TIME  {who}  retry_dead  done     ids one two",
     ]
     entries = [json.loads(line) for line in cli("audit", "-o", "json", "--operation", "enqueue").stdout.splitlines()]
     assert [entry["after"] for entry in entries] == [{"callbacks": 1}, {"callbacks": 2}]
     assert len(cli("audit", "-o", "json", "--limit", "1").stdout.splitlines()) == 1
-    assert len(cli("audit", "-o", "json", "--since", "1h", "--actor", "cli").stdout.splitlines()) == 4
+    assert len(cli("audit", "-o", "json", "--since", "1h", "--actor", "cli").stdout.splitlines()) == 6
     assert says(cli, "audit", "--actor", "api")[1] == ["no entries in the audit of callbacks"]
 
 
