@@ -28,6 +28,7 @@ from cbq_exporter.model import (
 )
 from cbq_exporter.policy import retry
 from cbq_exporter.services.circuits import Circuits
+from cbq_exporter.services.few_lines import FewLines
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Judge:
         self._instruments = instruments
         self._clock = clock
         self._circuits = circuits
+        self._deaths = FewLines(clock)
 
     def judge(self, ended: Sequence[Ended], *, stopping: bool) -> Judged:
         """Count the attempts, and tell the circuits.
@@ -197,6 +199,9 @@ class Judge:
     def _tell_of_death(self, settlement: Settlement) -> None:
         outcome = settlement.outcome
         assert isinstance(outcome, Dead)
+        about_lines = self._deaths.next()
+        if about_lines is None:
+            return
         log.warning(
             "given up: it is in the dead letters now",
             extra={
@@ -205,5 +210,6 @@ class Judge:
                 "destination": settlement.destination,
                 "detail": outcome.failure.detail,
                 "id": settlement.claimed.fingerprint,
+                **about_lines,
             },
         )
