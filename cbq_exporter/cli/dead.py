@@ -70,7 +70,7 @@ def list_letters(
             letters = await newest(queue, selection, offset=offset, limit=limit + 1)
             now = await queue.store_now_ms() / 1000
             shown = letters[:limit]
-            tasks = await kept.task_ids(queue, shown) if with_tasks else None
+            tasks = await kept.task_ids(queue.dead, shown) if with_tasks else None
         if as_json:
             output.print_json(kept.listed(shown, tasks))
         elif shown:
@@ -181,7 +181,7 @@ async def _do(
     selection = _selection(**which)
     async with open_desk(config_path, queue_name) as desk:
         queue = desk.store.queues[desk.queue.name]
-        with output.progress("looking", await queue.dead_count()) as bar:
+        with output.progress("looking", await queue.dead.count()) as bar:
             plan = await desk.operations.plan(make(desk.queue.name, selection), bar)
         show_plan(plan)
         done = await carry_out(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,7 @@ from cbq_exporter.errors import CbqError
 from cbq_exporter.model import DeadLetter, Failure, WaitingRetry
 
 if TYPE_CHECKING:
-    from cbq_exporter.store.queue import Queue
+    from cbq_exporter.store.kept import KeptSet
 
 _VIEW = 2000  # characters of a payload that are shown
 
@@ -31,11 +31,11 @@ def with_task_ids(command: F) -> F:
     )(command)
 
 
-async def task_ids(queue: Queue, shown: Sequence[Kept]) -> TaskIds:
+async def task_ids(where: KeptSet[Any], shown: Sequence[Kept]) -> TaskIds:
     """Says so where not all of them were read."""
     from cbq_exporter.services import task_ids
 
-    found = await task_ids.read(queue, shown)
+    found = await task_ids.read(where, shown)
     if len(found) < len(shown):
         left = len(shown) - len(found)
         output.say(

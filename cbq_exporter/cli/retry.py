@@ -45,7 +45,7 @@ def list_waiting(
             found = await retries.soonest(queue, destination, offset=offset, limit=limit + 1)
             now = await queue.store_now_ms() / 1000
             shown = found[:limit]
-            tasks = await kept.task_ids(queue, shown) if with_tasks else None
+            tasks = await kept.task_ids(queue.retries, shown) if with_tasks else None
         if as_json:
             output.print_json(kept.listed(shown, tasks))
         elif shown:

@@ -19,7 +19,7 @@ from cbq_exporter.delivery.receivers import Receiver
 from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
 from cbq_exporter.model import Claimed, Dead, DeadReason, Failure, PutOff, Retry, Settlement
-from cbq_exporter.store.queue import Queue
+from cbq_exporter.store.kept import Retries
 
 HELD_FOR = 600.0  # seconds
 _PAGE = 500  # callbacks that one step of a walk looks at
@@ -78,8 +78,8 @@ class _Walk:
 class Backlogs:
     """Of one queue, as far as this daemon knows. ``batch`` is the size of one."""
 
-    def __init__(self, queue: Queue, instruments: QueueInstruments, clock: Clock, batch: int) -> None:
-        self._queue = queue
+    def __init__(self, retries: Retries, instruments: QueueInstruments, clock: Clock, batch: int) -> None:
+        self._retries = retries
         self._instruments = instruments
         self._clock = clock
         self._most_coming = max(_LEAST_COMING, 2 * batch)
@@ -241,7 +241,7 @@ class Backlogs:
         if not ids:
             return 0
         try:
-            made = await self._queue.hasten(ids)
+            made = await self._retries.hasten(ids)
         except StoreError:
             for backlog in owners:  # which of them it made due nobody knows
                 self._forget(backlog)
@@ -267,7 +267,7 @@ class Backlogs:
     async def _walk_on(self, walk: _Walk) -> None:
         # From the last due time on again: of those that are due at the same, some may have gone meanwhile.
         count = _PAGE + len(walk.seen)
-        page = await self._queue.put_aside(tuple(PutOff), due_from=walk.due_from, count=count)
+        page = await self._retries.put_aside(tuple(PutOff), due_from=walk.due_from, count=count)
         if self._walk is not walk:  # begun anew meanwhile
             return
         for retry_id, due, name in page:

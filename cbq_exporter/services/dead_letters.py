@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from cbq_exporter.errors import CbqError, PreconditionChanged
 from cbq_exporter.model import DeadLetter
+from cbq_exporter.store.paging import chunks
 from cbq_exporter.store.queue import Queue
 
 PAGE = 500  # letters
@@ -55,9 +56,9 @@ async def newest(queue: Queue, selection: Selection, *, offset: int = 0, limit: 
     now = await queue.store_now_ms() / 1000
     found: list[DeadLetter] = []
     if selection == Selection():
-        ids = await queue.dead_ids(offset=offset, count=limit, newest_first=True)
-        return await queue.dead_letters(ids)
-    async for page in _pages(queue, selection, newest_first=True):
+        ids = await queue.dead.ids(offset=offset, count=limit, latest_first=True)
+        return await queue.dead.read(ids)
+    async for page in _pages(queue, selection, latest_first=True):
         found += [letter for letter in page if selection.fits(letter, now)]
         if len(found) >= offset + limit:
             break
@@ -85,7 +86,7 @@ async def plan(queue: Queue, selection: Selection, show: Callable[[int], None] =
 
 
 async def execute(queue: Queue, made: Plan, action: Action, show: Callable[[int], None] = lambda done: None) -> int:
-    """Do ``action`` (``queue.dead_retry`` or ``queue.dead_purge``) to the letters of the plan, oldest first.
+    """Do ``action`` (``queue.dead.retry`` or ``queue.dead.purge``) to the letters of the plan, oldest first.
 
     ``show`` is told how many are done. Returns that number; raises PreconditionChanged where it is not the planned
     one, because somebody else was at the same letters: what could be done has been done then.
@@ -106,13 +107,13 @@ async def execute(queue: Queue, made: Plan, action: Action, show: Callable[[int]
 
 async def _walk(queue: Queue, made: Plan, action: Action, done: int, show: Callable[[int], None]) -> int:
     if made.selection.ids:
-        for first in range(0, len(made.selection.ids), PAGE):
-            done += await action(made.selection.ids[first : first + PAGE])
+        for ids in chunks(made.selection.ids, PAGE):
+            done += await action(ids)
             show(done)
         return done
     offset = 0
-    while ids := await queue.dead_ids(offset=offset, count=PAGE):
-        letters = await queue.dead_letters(ids)
+    while ids := await queue.dead.ids(offset=offset, count=PAGE):
+        letters = await queue.dead.read(ids)
         chosen = [one.id for one in letters if one.died_at <= made.at and made.selection.fits(one, made.at)]
         moved = await action(chosen) if chosen else 0
         done += moved
@@ -124,21 +125,19 @@ async def _walk(queue: Queue, made: Plan, action: Action, done: int, show: Calla
 
 
 async def _pages(
-    queue: Queue, selection: Selection, *, newest_first: bool = False
+    queue: Queue, selection: Selection, *, latest_first: bool = False
 ) -> AsyncIterator[Sequence[DeadLetter]]:
     if selection.ids:
-        for first in range(0, len(selection.ids), PAGE):
-            yield await queue.dead_letters(selection.ids[first : first + PAGE])
+        for ids in chunks(selection.ids, PAGE):
+            yield await queue.dead.read(ids)
         return
-    offset = 0
-    while ids := await queue.dead_ids(offset=offset, count=PAGE, newest_first=newest_first):
-        yield await queue.dead_letters(ids)
-        offset += len(ids)
+    async for page in queue.dead.pages(PAGE, latest_first=latest_first):
+        yield page
 
 
 async def one(queue: Queue, letter_id: str) -> DeadLetter:
     """A letter with its payload; raises CbqError where there is none of that id."""
-    letters = await queue.dead_letters([letter_id], with_payload=True)
+    letters = await queue.dead.read([letter_id], with_payload=True)
     if not letters:
         raise CbqError(f"no dead letter has the id {letter_id}: dead list shows those that there are")
     return letters[0]

@@ -34,7 +34,7 @@ class Holding:
         batch: int,
     ) -> None:
         self.circuits = Circuits(name, breakers, instruments, clock)
-        self._backlogs = Backlogs(queue, instruments, clock, batch)
+        self._backlogs = Backlogs(queue.retries, instruments, clock, batch)
         self._sender = sender
         self._under_way = under_way
         self._batch = batch

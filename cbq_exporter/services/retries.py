@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from cbq_exporter.errors import CbqError
@@ -47,9 +47,9 @@ async def soonest(
 ) -> list[WaitingRetry]:
     """Up to ``limit`` callbacks after the first ``offset``, the soonest due first; of one ``destination``, or all."""
     if destination is None:
-        return await queue.waiting_retries(await queue.retry_ids(offset=offset, count=limit))
+        return await queue.retries.read(await queue.retries.ids(offset=offset, count=limit))
     found: list[WaitingRetry] = []
-    async for page in _pages(queue):
+    async for page in queue.retries.pages(PAGE):
         found += [one for one in page if one.destination == destination]
         if len(found) >= offset + limit:
             break
@@ -61,7 +61,7 @@ async def plan(queue: Queue, destination: str | None, show: Callable[[int], None
     empty = Plan(destination, await queue.store_now_ms() / 1000)
     kinds: Counter[str] = Counter()
     put_off = looked_at = 0
-    async for page in _pages(queue):
+    async for page in queue.retries.pages(PAGE):
         kinds.update(one.failure.kind or "unknown" for one in page if empty.has(one))
         put_off += sum(empty.leaves(one) for one in page)
         looked_at += len(page)
@@ -81,25 +81,18 @@ async def execute(queue: Queue, made: Plan, show: Callable[[int], None] = lambda
     # finds nothing.
     while True:
         before = len(tried)
-        async for page in _pages(queue):
+        async for page in queue.retries.pages(PAGE):
             chosen = [one.id for one in page if made.has(one) and one.id not in tried]
-            done += sum(await queue.hasten(chosen))
+            done += sum(await queue.retries.hasten(chosen))
             tried.update(chosen)
             show(done)
         if len(tried) == before:
             return done
 
 
-async def _pages(queue: Queue) -> AsyncIterator[Sequence[WaitingRetry]]:
-    first = 0
-    while ids := await queue.retry_ids(offset=first, count=PAGE):
-        yield await queue.waiting_retries(ids)
-        first += len(ids)
-
-
 async def one(queue: Queue, retry_id: str) -> WaitingRetry:
     """A callback with its payload; raises CbqError where none of that id waits."""
-    found = await queue.waiting_retries([retry_id], with_payload=True)
+    found = await queue.retries.read([retry_id], with_payload=True)
     if not found:
         raise CbqError(f"nothing with the id {retry_id} waits in retry: retry list shows what does")
     return found[0]

@@ -77,15 +77,15 @@ class Upkeep:
     # What follows ends callbacks for good: that is audited, like every change.
 
     async def _trim_dead(self) -> int:
-        count = await self._queue.dead_count()
+        count = await self._queue.dead.count()
         oldest_ms = await self._queue.store_now_ms() - int(self._dead_max_age * 1000)
-        if count <= self._dead_max_count and not await self._queue.dead_before(oldest_ms, 1):
+        if count <= self._dead_max_count and not await self._queue.dead.died_before(oldest_ms, 1):
             return 0
         before, why = {"dead": count}, "dead.max_count or dead.max_age"
         async with self._audit.audited(
             self._name, _SCHEDULE, OperationName.PURGE_DEAD, reason=why, before=before
         ) as after:
-            after["deleted"] = trimmed = await self._queue.trim_dead(self._dead_max_count, self._dead_max_age)
+            after["deleted"] = trimmed = await self._queue.dead.trim(self._dead_max_count, self._dead_max_age)
         return trimmed
 
     async def _expire_trash(self) -> int:

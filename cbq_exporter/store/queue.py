@@ -1,4 +1,4 @@
-"""What can be done to one queue. Each change is one script; no type of the driver appears here.
+"""How the callbacks of one queue move. Each step is one script; no type of the driver appears here.
 
 Every method raises StoreUnavailable (try again later; a change may or may not have happened) or
 StoreMisuse (a key holds a foreign type, a permission is missing).
@@ -7,15 +7,13 @@ StoreMisuse (a key holds a foreign type, a permission is missing).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from cbq_exporter import item
 from cbq_exporter.model import (
     Claim,
     Claimed,
     Dead,
-    DeadLetter,
     Delivered,
     Held,
     LockState,
@@ -24,10 +22,10 @@ from cbq_exporter.model import (
     Settled,
     Settlement,
     Waiting,
-    WaitingRetry,
 )
 from cbq_exporter.store import records
 from cbq_exporter.store.connections import MUTATION_TIMEOUT, Connections
+from cbq_exporter.store.kept import DeadLetters, Retries
 from cbq_exporter.store.keys import STATS_TTL, QueueKeys
 from cbq_exporter.store.paging import batches, chunks
 from cbq_exporter.store.times import epoch_ms, ms, store_now_ms
@@ -44,17 +42,19 @@ _MOST_STEPS = 200_000  # elements of processing to walk over, at worst: as a rul
 _HELD_MS = 60_000  # until a callback that nobody has told of its turn asks
 _LATE = 1.0  # seconds that the store's clock may be read too early
 
-T = TypeVar("T")
-
 _SETTLED = {0: Settled.FENCED, 1: Settled.DONE, 2: Settled.MISSING}
 
 
 class Queue:
-    """One queue. ``lock_value`` is what this daemon writes into the send lock."""
+    """One queue, with its ``retries`` and its ``dead`` letters. ``lock_value`` is what this daemon writes into the send
+    lock.
+    """
 
     def __init__(self, connections: Connections, keys: QueueKeys, *, lock_value: str = "") -> None:
         self.keys = keys
         self.lock_value = lock_value
+        self.retries = Retries(connections, keys)
+        self.dead = DeadLetters(connections, keys)
         self._connections = connections
         self._ahead_ms: int | None = None  # the store's clock less our elapsed time
 
@@ -230,44 +230,6 @@ class Queue:
             del last_first[: len(settled)]
         return returned
 
-    async def put_aside(
-        self, kinds: Collection[str], *, due_from: float, count: int
-    ) -> list[tuple[str, float, str | None]]:
-        """Up to ``count`` of what waits in retry, the soonest due first, from ``due_from`` on.
-
-        Of each its id, when it is due (epoch milliseconds), and the destination for which it waits by a failure of one
-        of these ``kinds``; None where it waits for something else.
-        """
-        k = self.keys
-        answer = await self._connections.read(
-            "ZRANGEBYSCORE", k.retry, due_from, "+inf", "WITHSCORES", "LIMIT", 0, count
-        )
-        if not answer:
-            return []
-        ids, scores = answer[::2], answer[1::2]
-        kept = await self._connections.read("HMGET", k.records, *ids)
-        return [
-            (raw.decode("ascii", "replace"), float(due), records.waits_for(record, kinds))
-            for raw, due, record in zip(ids, scores, kept, strict=True)
-        ]
-
-    async def hasten(self, ids: Sequence[str]) -> list[bool]:
-        """Make due those of ``ids`` that wait in retry and are not, in that order; says of each whether it was."""
-        made: list[bool] = []
-        for chunk in chunks(ids, _MOST_ITEMS):
-            answer = await self._connections.run_named("hasten", [self.keys.retry], chunk)
-            made += [code == 1 for code in answer]
-        return made
-
-    async def retry_ids(self, *, offset: int, count: int) -> list[str]:
-        """Ids of what waits in retry, the soonest due first."""
-        answer = await self._connections.read("ZRANGE", self.keys.retry, offset, offset + count - 1)
-        return [raw.decode("ascii", "replace") for raw in answer]
-
-    async def waiting_retries(self, ids: Sequence[str], *, with_payload: bool = False) -> list[WaitingRetry]:
-        """Those of ``ids`` that still wait in retry, in that order."""
-        return await self._kept(self.keys.retry, ids, records.waiting_retry, with_payload)
-
     async def extend(self, leases: Sequence[str], lease: float) -> list[bool]:
         """Set the deadlines of leases to ``lease`` seconds from now; False for each that is not held any more."""
         held: list[bool] = []
@@ -286,87 +248,6 @@ class Queue:
                 "enqueue", [self.keys.pending, self.keys.stats_queued], [STATS_TTL, *batch]
             )
         return length
-
-    # --- dead letters ------------------------------------------------------------------------
-
-    async def dead_count(self) -> int:
-        return int(await self._connections.read("ZCARD", self.keys.dead))
-
-    async def dead_ids(self, *, offset: int, count: int, newest_first: bool = False) -> list[str]:
-        """Ids in the order of death."""
-        command = "ZREVRANGE" if newest_first else "ZRANGE"
-        answer = await self._connections.read(command, self.keys.dead, offset, offset + count - 1)
-        return [raw.decode("ascii", "replace") for raw in answer]
-
-    async def dead_before(self, died_ms: int, count: int) -> list[str]:
-        """Up to ``count`` ids of those that died before ``died_ms``, oldest first."""
-        answer = await self._connections.read("ZRANGEBYSCORE", self.keys.dead, "-inf", f"({died_ms}", "LIMIT", 0, count)
-        return [raw.decode("ascii", "replace") for raw in answer]
-
-    async def dead_letters(self, ids: Sequence[str], *, with_payload: bool = False) -> list[DeadLetter]:
-        """The letters of ``ids`` that are still there, in that order."""
-        return await self._kept(self.keys.dead, ids, records.dead_letter, with_payload)
-
-    async def _kept(
-        self,
-        key: str,
-        ids: Sequence[str],
-        read: Callable[[str, float, bytes | None, bytes | None, int], T],
-        with_payload: bool,
-    ) -> list[T]:
-        """Those of ``ids`` that are still in the sorted set ``key``; ``read`` is given id, score, record, payload and
-        its size."""
-        k = self.keys
-        found = []
-        for chunk in chunks(ids, 1 if with_payload else 500):
-            commands: list[tuple[str, ...]] = [("ZMSCORE", key, *chunk), ("HMGET", k.records, *chunk)]
-            commands += [("HGET", k.payloads, i) if with_payload else ("HSTRLEN", k.payloads, i) for i in chunk]
-            scores, kept, *rest = await self._connections.read_many(commands)
-            for error in (scores, kept):
-                if isinstance(error, Exception):
-                    raise error
-            for kept_id, score, record, extra in zip(chunk, scores, kept, rest, strict=True):
-                if score is None:
-                    continue
-                payload = extra if with_payload and isinstance(extra, bytes) else None
-                size = len(payload) if payload is not None else extra if isinstance(extra, int) else 0
-                found.append(read(kept_id, float(score), record, payload, size))
-        return found
-
-    async def kept_payloads(self, ids: Sequence[str]) -> list[bytes | None]:
-        """Of callbacks in retry or dead letters; None in the place of one that is gone. Bounded by whoever asks."""
-        payloads: list[bytes | None] = await self._connections.read("HMGET", self.keys.payloads, *ids)
-        return payloads
-
-    async def dead_retry(self, ids: Sequence[str]) -> int:
-        """Move letters to the tail of pending, with a clean record; returns how many were still there."""
-        k = self.keys
-        moved = looked_at = 0
-        while looked_at < len(ids):
-            chunk = ids[looked_at : looked_at + _MOST_ITEMS]
-            looked, count = await self._connections.run_named(
-                "dead_retry", [k.dead, k.records, k.payloads, k.pending, k.returned], [_MOST_HASHED_BYTES, *chunk]
-            )
-            looked_at += looked
-            moved += count
-        return moved
-
-    async def dead_purge(self, ids: Sequence[str]) -> int:
-        """Delete letters for good; returns how many were still there."""
-        k = self.keys
-        purged = 0
-        for chunk in chunks(ids, _MOST_ITEMS):
-            purged += await self._connections.run_named("dead_purge", [k.dead, k.records, k.payloads], chunk)
-        return purged
-
-    async def trim_dead(self, max_count: int, max_age: float, batch: int = _MOST_ITEMS) -> int:
-        """Delete the oldest letters beyond ``max_count``, and those that died more than ``max_age`` seconds ago.
-
-        At most ``batch`` in one call; returns how many.
-        """
-        k = self.keys
-        arguments = [max_count, ms(max_age), batch]
-        return int(await self._connections.run_named("dead_trim", [k.dead, k.records, k.payloads], arguments))
 
     async def store_now_ms(self) -> int:
         """The store's clock, in milliseconds since the epoch."""

@@ -85,7 +85,7 @@ class Cli:
         async def work(queue: Queue) -> list[str]:
             for first in range(0, len(corpses), 200):
                 await _die(queue, corpses[first : first + 200])
-            return await queue.dead_ids(offset=0, count=len(corpses))
+            return await queue.dead.ids(offset=0, count=len(corpses))
 
         return self.on_queue(work)
 
@@ -108,7 +108,7 @@ class Cli:
             ]
             assert await queue.settle(settlements) == [Settled.DONE] * len(delays)
             await queue.free_lock()
-            return await queue.retry_ids(offset=0, count=1000)
+            return await queue.retries.ids(offset=0, count=1000)
 
         return self.on_queue(work)
 

@@ -25,7 +25,7 @@ BINARY = Corpse(b"\x00\xff not json \x1b[31m", DeadReason.INVALID_JSON, "", Fail
 
 
 def _count(cli: Cli) -> int:
-    return cli.on_queue(lambda queue: queue.dead_count())
+    return cli.on_queue(lambda queue: queue.dead.count())
 
 
 def test_list_shows_the_last_to_die_first(cli: Cli) -> None:
@@ -221,7 +221,7 @@ def test_thousands_in_pages_with_others_between_them(cli: Cli, monkeypatch: pyte
 
     async def work(queue: Queue) -> tuple[int, int]:
         made = await dead_letters.plan(queue, Selection(reason="rejected"))
-        return made.count, await dead_letters.execute(queue, made, queue.dead_retry, progress.append)
+        return made.count, await dead_letters.execute(queue, made, queue.dead.retry, progress.append)
 
     assert cli.on_queue(work) == (67, 67)
     assert sorted(cli.pending()) == sorted(item(n) for n in range(0, 200, 3))
@@ -236,7 +236,7 @@ def test_what_dies_after_the_plan_is_no_part_of_it(cli: Cli) -> None:
     while cli.on_queue(lambda queue: queue.store_now_ms()) <= made.at * 1000:
         pass
     cli.bury([Corpse(item(2))])
-    assert cli.on_queue(lambda queue: dead_letters.execute(queue, made, queue.dead_purge)) == 1
+    assert cli.on_queue(lambda queue: dead_letters.execute(queue, made, queue.dead.purge)) == 1
     (left,) = json.loads(cli("dead", "list", "-o", "json").stdout)
     assert json.loads(cli("dead", "show", left["id"], "-o", "json").stdout)["payload"] == item(2).decode()
 
@@ -253,8 +253,8 @@ def test_letters_that_others_took_meanwhile_are_told(cli: Cli, monkeypatch: pyte
             nonlocal pages
             pages += 1
             if pages == 2:  # the oldest ten are gone: these are of what is looked at now
-                await queue.dead_purge(ids[10:15])
-            return await queue.dead_retry(chosen)
+                await queue.dead.purge(ids[10:15])
+            return await queue.dead.retry(chosen)
 
         await dead_letters.execute(queue, made, retry_while_another_purges)
 

@@ -75,9 +75,9 @@ def test_raw_keeps_every_byte(cli: Cli) -> None:
 
 def _due(cli: Cli) -> list[str]:
     async def work(queue: Queue) -> list[str]:
-        ids = await queue.retry_ids(offset=0, count=1000)
+        ids = await queue.retries.ids(offset=0, count=1000)
         now = await queue.store_now_ms() / 1000
-        return [one.id for one in await queue.waiting_retries(ids) if one.due_at <= now]
+        return [one.id for one in await queue.retries.read(ids) if one.due_at <= now]
 
     return cli.on_queue(work)
 

@@ -53,7 +53,7 @@ def test_one_that_goes_meanwhile_has_none(cli: Cli) -> None:
 
     async def work(queue: Queue) -> dict[str, str]:
         letters = await dead_letters.newest(queue, dead_letters.Selection())
-        await queue.dead_purge([second])
-        return dict(await task_ids.read(queue, letters))
+        await queue.dead.purge([second])
+        return dict(await task_ids.read(queue.dead, letters))
 
     assert cli.on_queue(work) == {first: "t1", second: ""}

@@ -85,7 +85,7 @@ def dead_letters(url: str, prefix: str = PREFIX) -> list[DeadLetter]:
         connections = Connections(url, shown_as="the test's")
         try:
             store = Queue(connections, QueueKeys.of(prefix))
-            return await store.dead_letters(await store.dead_ids(offset=0, count=10_000), with_payload=True)
+            return await store.dead.read(await store.dead.ids(offset=0, count=10_000), with_payload=True)
         finally:
             await connections.close()
 

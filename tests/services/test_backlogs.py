@@ -21,7 +21,7 @@ from cbq_exporter.model import Claimed, Delivered, PutOff
 from cbq_exporter.services import backlogs as module
 from cbq_exporter.services.backlogs import Backlogs
 from cbq_exporter.store.connections import Connections
-from cbq_exporter.store.queue import Queue
+from cbq_exporter.store.kept import Retries
 from tests.support.fault_proxy import Action, Fault, FaultProxy
 from tests.support.queues import DrivenQueue
 from tests.support.servers import Server
@@ -35,15 +35,15 @@ def host(number: int) -> str:
 
 
 class Daemon:
-    """As much of one as puts off and lets go, the latter by ``queue``.
+    """As much of one as puts off and lets go, the latter by ``retries``.
 
     ``waiting`` are the numbers of what is put off, in order, by destination.
     """
 
-    def __init__(self, driven: DrivenQueue, queue: Queue | None = None) -> None:
+    def __init__(self, driven: DrivenQueue, retries: Retries | None = None) -> None:
         self.q = driven
         self.held_for: Callable[[], float] | None = None  # then in no order
-        self.backlogs = Backlogs(queue or driven.queue, INSTRUMENTS, SYSTEM_CLOCK, 10)
+        self.backlogs = Backlogs(retries or driven.queue.retries, INSTRUMENTS, SYSTEM_CLOCK, 10)
         self.waiting: dict[int, list[int]] = {}
         self._count = 0
 
@@ -144,9 +144,10 @@ def test_what_the_store_did_not_answer_is_found_again(
 ) -> None:
     with FaultProxy(each_server.socket) as proxy, DrivenQueue(each_server) as driven:
         connections = Connections(proxy.url, shown_as="test")
-        daemon = Daemon(driven, Queue(connections, driven.keys))
+        daemon = Daemon(driven, Retries(connections, driven.keys))
         daemon.push(0, 1, 0, 1, 0)
         daemon.put_off_all()
+        driven.do(driven.queue.retries.hasten(["none"]))  # a server that has not the script yet refuses it, unharmed
         proxy.plan(Fault(action, containing=b"EVALSHA"))
         with pytest.raises(StoreUnavailable):
             daemon.let_go(1)
@@ -164,9 +165,9 @@ def test_who_goes_another_way_is_not_missed(daemon: Daemon) -> None:
     """Made due by a person, deleted by somebody, and due by itself."""
     daemon.push(*([0] * 6), 1)
     daemon.put_off_all()
-    ids = daemon.q.do(daemon.q.queue.retry_ids(offset=0, count=9))
+    ids = daemon.q.do(daemon.q.queue.retries.ids(offset=0, count=9))
     daemon.q.redis.zrem(daemon.q.keys.retry, ids[1])
-    daemon.q.do(daemon.q.queue.hasten([ids[0], ids[3]]))
+    daemon.q.do(daemon.q.queue.retries.hasten([ids[0], ids[3]]))
     daemon.q.settle(Delivered(), *daemon.q.claim(9).items)
     for gone in (0, 1, 3):
         daemon.waiting[0].remove(gone)

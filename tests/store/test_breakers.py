@@ -73,11 +73,11 @@ def test_what_waits_for_its_destination_is_told_from_all_else(each_server: Serve
         assert len(await queue.settle([put_off(number, one) for number, one in enumerate(claim.items)])) == 30
         client.hset(KEYS.records, claim.items[4].kept_as, "who knows")
         waiting = [None if n // 3 % 3 == 2 or n == 4 else names[n % 3] for n in range(30)]
-        page = await queue.put_aside(KINDS, due_from=0.0, count=100)
+        page = await queue.retries.put_aside(KINDS, due_from=0.0, count=100)
         assert [(one, name) for one, _, name in page] == [
             (claimed.kept_as, name) for claimed, name in zip(claim.items, waiting, strict=True)
         ]
-        assert await queue.put_aside(KINDS, due_from=page[7][1], count=5) == page[7:12]
-        assert await queue.put_aside(KINDS, due_from=page[-1][1] + 1, count=5) == []
+        assert await queue.retries.put_aside(KINDS, due_from=page[7][1], count=5) == page[7:12]
+        assert await queue.retries.put_aside(KINDS, due_from=page[-1][1] + 1, count=5) == []
 
     run(each_server, work)

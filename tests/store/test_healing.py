@@ -296,7 +296,7 @@ def test_recovered_too_often_is_a_dead_letter_with_its_reason(q: Driven) -> None
     assert q.look().ineffective == 1
     q.let_pass(AGE + 5)
     assert q.recover(max_recoveries=2) == Recovery(returned=1, dead=1)
-    (letter,) = q.do(q.queue.dead_letters(q.do(q.queue.dead_ids(offset=0, count=9)), with_payload=True))
+    (letter,) = q.do(q.queue.dead.read(q.do(q.queue.dead.ids(offset=0, count=9)), with_payload=True))
     assert (letter.payload, letter.reason, letter.url) == (poison, "poison", "https://client.example/hook")
     assert "3 times" in letter.failure.detail
     assert q.pending == [callback(2)]

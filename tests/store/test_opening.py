@@ -64,7 +64,7 @@ def test_nothing_is_connected_before_the_first_use_and_no_password_is_shown(tmp_
         store = make_store(Config(redis=RedisConfig(url=SecretStr(url))), url, on_error=errors.append)
         assert errors == []
         with pytest.raises(StoreUnavailable) as caught:
-            await store.queues["callbacks"].dead_count()
+            await store.queues["callbacks"].dead.count()
         snapshot = await store.reader.snapshot()
         await store.close()
         return f"{store.shown_as} {caught.value} {snapshot.error}"

@@ -89,10 +89,10 @@ def test_payloads_are_bytes_and_never_change(q: DrivenQueue) -> None:
         assert set(q.settle(outcome, *claimed)) == {Settled.DONE}
         q.let_retries_be_due()
     assert sorted(q.kept(q.keys.dead)) == sorted(payloads)
-    letters = q.do(q.queue.dead_letters(q.do(q.queue.dead_ids(offset=0, count=10)), with_payload=True))
+    letters = q.do(q.queue.dead.read(q.do(q.queue.dead.ids(offset=0, count=10)), with_payload=True))
     assert sorted(letter.payload or b"" for letter in letters) == sorted(payloads)
     q.claim_all()
-    q.do(q.queue.dead_retry([letter.id for letter in letters]))
+    q.do(q.queue.dead.retry([letter.id for letter in letters]))
     claimed = q.claim_all()
     q.let_leases_run_out()
     assert q.do(q.expired.recover(3)).returned == len(payloads)
@@ -187,10 +187,10 @@ def test_more_items_than_luas_stack_holds_go_through_every_script(q: DrivenQueue
     q.let_leases_run_out()
     assert q.do(q.expired.recover(0)) == Recovery(dead=10_000)  # the rest at the next look
     assert q.do(q.expired.recover(0)) == Recovery(dead=100)
-    ids = q.do(q.queue.dead_ids(offset=0, count=20_000))
-    assert q.do(q.queue.dead_retry(ids[:5000])) == 5000
-    assert q.do(q.queue.dead_purge(ids[:7000])) == 2000
-    assert q.do(q.queue.trim_dead(0, 3600.0, batch=10_000)) == 3100
+    ids = q.do(q.queue.dead.ids(offset=0, count=20_000))
+    assert q.do(q.queue.dead.retry(ids[:5000])) == 5000
+    assert q.do(q.queue.dead.purge(ids[:7000])) == 2000
+    assert q.do(q.queue.dead.trim(0, 3600.0, batch=10_000)) == 3100
     assert len(q.pending) == 5000
     assert not q.redis.exists(q.keys.dead, q.keys.records, q.keys.payloads)
 
@@ -220,10 +220,10 @@ def test_one_script_takes_no_more_than_it_can_in_a_moment(q: DrivenQueue) -> Non
     # Moved by name, so that the bytes are not written to the append-only file again.
     assert q.redis.info("commandstats")["cmdstat_lmove"]["calls"] == 10
     q.settle(REJECTED, *(one for claim in claims for one in claim.items))
-    ids = q.do(q.queue.dead_ids(offset=0, count=10))
-    q.do(q.queue.dead_retry(["0-0-0"]))
+    ids = q.do(q.queue.dead.ids(offset=0, count=10))
+    q.do(q.queue.dead.retry(["0-0-0"]))
     q.redis.config_resetstat()
-    assert q.do(q.queue.dead_retry(ids)) == 10
+    assert q.do(q.queue.dead.retry(ids)) == 10
     assert q.redis.info("commandstats")["cmdstat_evalsha"]["calls"] == 5
 
 
@@ -490,7 +490,7 @@ def test_a_callback_that_ends_its_daemon_again_and_again_becomes_a_dead_letter(q
         recovery = q.do(q.expired.recover(2))
     assert recoveries == [0, 1, 2]
     assert recovery == Recovery(dead=1)
-    (letter,) = q.do(q.queue.dead_letters(q.do(q.queue.dead_ids(offset=0, count=9)), with_payload=True))
+    (letter,) = q.do(q.queue.dead.read(q.do(q.queue.dead.ids(offset=0, count=9)), with_payload=True))
     assert (letter.reason, letter.url, letter.failure.kind) == ("poison", "https://client.example/hook", "poison")
     assert "3 times" in letter.failure.detail
     assert (letter.attempts, letter.payload) == (1, callback(1))
@@ -514,14 +514,14 @@ def test_a_dead_letter_says_why_it_died(q: DrivenQueue) -> None:
     q.redis.rpush(q.keys.pending, callback(1), callback(2))
     claim = q.claim()
     q.settle(REJECTED, *claim.items)
-    assert q.do(q.queue.dead_count()) == 2
-    oldest = q.do(q.queue.dead_ids(offset=0, count=1))
-    newest = q.do(q.queue.dead_ids(offset=0, count=1, newest_first=True))
+    assert q.do(q.queue.dead.count()) == 2
+    oldest = q.do(q.queue.dead.ids(offset=0, count=1))
+    newest = q.do(q.queue.dead.ids(offset=0, count=1, latest_first=True))
     assert oldest != newest
     now_ms = q.do(q.queue.store_now_ms())
-    assert q.do(q.queue.dead_before(now_ms - 60_000, 10)) == []
-    assert sorted(q.do(q.queue.dead_before(now_ms + 60_000, 10))) == sorted(oldest + newest)
-    (letter,) = q.do(q.queue.dead_letters(["0-0-0", *oldest]))
+    assert q.do(q.queue.dead.died_before(now_ms - 60_000, 10)) == []
+    assert sorted(q.do(q.queue.dead.died_before(now_ms + 60_000, 10))) == sorted(oldest + newest)
+    (letter,) = q.do(q.queue.dead.read(["0-0-0", *oldest]))
     assert (letter.reason, letter.url, letter.destination) == (
         "rejected",
         "https://client.example/hook",
@@ -531,7 +531,7 @@ def test_a_dead_letter_says_why_it_died(q: DrivenQueue) -> None:
     assert letter.size == len(callback(1))
     assert letter.first_at == claim.at_ms / 1000
     assert letter.first_at <= letter.died_at <= now_ms / 1000
-    (whole,) = q.do(q.queue.dead_letters(oldest, with_payload=True))
+    (whole,) = q.do(q.queue.dead.read(oldest, with_payload=True))
     assert whole.payload in (callback(1), callback(2))
 
 
@@ -544,8 +544,8 @@ def test_a_dead_letter_that_is_sent_again_has_a_clean_record(q: DrivenQueue) -> 
     q.settle(PutBack(), its_equal)
     q.redis.lpop(q.keys.pending)  # somebody else takes that one; its attempts are still remembered
     q.redis.rpush(q.keys.pending, callback(2))
-    ids = q.do(q.queue.dead_ids(offset=0, count=9))
-    assert q.do(q.queue.dead_retry([*ids, *ids, "0-0-0"])) == 1
+    ids = q.do(q.queue.dead.ids(offset=0, count=9))
+    assert q.do(q.queue.dead.retry([*ids, *ids, "0-0-0"])) == 1
     assert q.pending == [callback(2), callback(1)]
     assert [one.attempts for one in q.claim().items] == [0, 0]
     assert not q.redis.exists(q.keys.dead, q.keys.records, q.keys.payloads)
@@ -555,10 +555,10 @@ def test_what_waits_in_retry_is_made_due_in_its_order(q: DrivenQueue) -> None:
     q.redis.rpush(q.keys.pending, *(callback(n) for n in range(1200)))
     for _ in range(3):
         q.settle(RETRY_LATER, *q.claim(400).items[::-1])
-    ids = q.do(q.queue.retry_ids(offset=0, count=2000))
-    assert q.do(q.queue.hasten(["0-0-0", *ids])) == [False] + 1200 * [True]
-    assert q.do(q.queue.hasten(ids)) == 1200 * [False]
-    assert q.do(q.queue.retry_ids(offset=0, count=2000)) == ids
+    ids = q.do(q.queue.retries.ids(offset=0, count=2000))
+    assert q.do(q.queue.retries.hasten(["0-0-0", *ids])) == [False] + 1200 * [True]
+    assert q.do(q.queue.retries.hasten(ids)) == 1200 * [False]
+    assert q.do(q.queue.retries.ids(offset=0, count=2000)) == ids
     assert sum(len(q.claim(400).items) for _ in range(3)) == 1200
     assert q.redis.zcard(q.keys.retry) == 0
 
@@ -571,7 +571,7 @@ def test_dead_letters_are_bounded_by_count_and_by_age(q: DrivenQueue) -> None:
     now_ms = q.do(q.queue.store_now_ms())
     for place, name in enumerate(ids):
         q.redis.zadd(q.keys.dead, {name: now_ms - (7_200_000 if place < 8 else 60_000)})
-    trim = q.queue.trim_dead
+    trim = q.queue.dead.trim
     assert q.do(trim(100, 86_400.0)) == 0
     assert q.do(trim(100, 3600.0, batch=5)) == 5  # by age, never more than asked for
     assert q.do(trim(100, 3600.0, batch=5)) == 3
@@ -647,8 +647,8 @@ _OPERATIONS: tuple[Callable[[DrivenQueue, list[Claimed]], Any], ...] = (
     lambda q, held: q.settle(PutBack(), *held[2:3]),
     lambda q, held: q.do(q.expired.recover(3)),
     lambda q, held: q.do(q.expired.recover(0)),
-    lambda q, held: q.do(q.queue.dead_retry(q.do(q.queue.dead_ids(offset=0, count=9)))),
-    lambda q, held: q.do(q.queue.hasten(q.do(q.queue.retry_ids(offset=0, count=9)))),
+    lambda q, held: q.do(q.queue.dead.retry(q.do(q.queue.dead.ids(offset=0, count=9)))),
+    lambda q, held: q.do(q.queue.retries.hasten(q.do(q.queue.retries.ids(offset=0, count=9)))),
     lambda q, held: q.do(q.sweeper.sweep_kept()),
     lambda q, held: q.do(q.queue.keep_lock(30.0)),
     lambda q, held: q.do(q.queue.waiting(3)),
@@ -812,10 +812,10 @@ def test_every_script_names_all_its_keys_and_they_share_a_slot(cluster: Server) 
         assert q.do(q.queue.extend([one.lease for one in held], 60.0)) == [True] * 4
         q.let_leases_run_out(held[0].lease)
         assert q.do(q.expired.recover(0)) == Recovery(dead=1)
-        first, second = q.do(q.queue.dead_ids(offset=0, count=9))
-        assert (q.do(q.queue.dead_retry([first])), q.do(q.queue.dead_purge([second]))) == (1, 1)
+        first, second = q.do(q.queue.dead.ids(offset=0, count=9))
+        assert (q.do(q.queue.dead.retry([first])), q.do(q.queue.dead.purge([second]))) == (1, 1)
         q.redis.hset(q.keys.records, "1-1-1", b"{}")
-        assert (q.do(q.sweeper.sweep_kept()), q.do(q.queue.trim_dead(0, 1.0))) == (1, 0)
+        assert (q.do(q.sweeper.sweep_kept()), q.do(q.queue.dead.trim(0, 1.0))) == (1, 0)
         q.settle(PutBack(), *held[1:])
         assert q.do(q.sweeper.forget_returned(10**14)) == 3
         assert q.do(q.queue.free_lock())

@@ -52,9 +52,4 @@ def reckon(
 
 
 async def all_dead(queue: Queue) -> list[DeadLetter]:
-    letters: list[DeadLetter] = []
-    offset = 0
-    while ids := await queue.dead_ids(offset=offset, count=_PAGE):
-        letters += await queue.dead_letters(ids, with_payload=True)
-        offset += len(ids)
-    return letters
+    return [letter async for page in queue.dead.pages(_PAGE, with_payload=True) for letter in page]

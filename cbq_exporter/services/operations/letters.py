@@ -30,7 +30,7 @@ async def plan(parts: Parts, operation: RetryDead | PurgeDead, progress: Progres
 
 async def execute(parts: Parts, operation: RetryDead | PurgeDead, plan: Plan, order: Order) -> Executed:
     assert plan.letters is not None
-    action = parts.queue.dead_retry if isinstance(operation, RetryDead) else parts.queue.dead_purge
+    action = parts.queue.dead.retry if isinstance(operation, RetryDead) else parts.queue.dead.purge
     return Executed({"letters": await dead_letters.execute(parts.queue, plan.letters, action, order.progress)})
 
 
