@@ -410,6 +410,13 @@ CATALOGUE: tuple[Definition, ...] = (
         "A daemon that was paused, or leases that are too short.",
     ),
     Definition(
+        "callbacks_taken_away_total",
+        "counter",
+        _QUEUE,
+        "Callbacks that somebody else took out of processing while they were being sent.",
+        "Existing tools that recover or clean up: what they move back is sent a second time.",
+    ),
+    Definition(
         "dispatch_leader", "gauge", _QUEUE, "Whether this daemon holds the send lock.", "Exactly one of all daemons."
     ),
     Definition("task_runs_total", "counter", ("task",), "Runs of a scheduled task.", "It runs at all."),

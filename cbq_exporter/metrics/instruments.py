@@ -118,6 +118,7 @@ class QueueInstruments:
     lock_releases: Mapping[ReleaseReason, Number]
     lock_release_aborts: Number
     fenced: Mapping[str, Number]
+    taken_away: Number
     leader: Number
     _destinations: _Destinations
 
@@ -257,6 +258,7 @@ class _Families:
             self.alerts_received.labels(outcome)
         self.alerts_truncated = counter("alerts_truncated_total")
         self.fenced = counter("fenced_total")
+        self.taken_away = counter("callbacks_taken_away_total")
         self.leader = gauge("dispatch_leader")
         self.task_runs = counter("task_runs_total")
         self.task_failures = counter("task_failures_total")
@@ -294,6 +296,7 @@ class _Families:
             lock_releases=each(self.lock_releases, ReleaseReason),
             lock_release_aborts=self.lock_release_aborts.labels(name),
             fenced={operation: self.fenced.labels(name, operation) for operation in OPERATIONS},
+            taken_away=self.taken_away.labels(name),
             leader=self.leader.labels(name),
             _destinations=_Destinations(self, name, max_destinations),
         )

@@ -172,7 +172,10 @@ class Judge:
         return outcome
 
     def count(self, settlements: Sequence[Settlement], settled: Sequence[Settled]) -> float | None:
-        """Count what the store has taken; in how many seconds the first of the new retries is due."""
+        """Count what the store has taken; in how many seconds the first of the new retries is due.
+
+        What somebody else has moved to pending meanwhile is there, and neither in retry nor dead.
+        """
         delivered = 0
         soonest = math.inf
         for settlement, result in zip(settlements, settled, strict=True):
@@ -181,6 +184,8 @@ class Judge:
                 continue
             if settlement.outcome is _DELIVERED:
                 delivered += 1
+            if result is Settled.MISSING:
+                self._instruments.taken_away.inc()
                 continue
             match settlement.outcome:
                 case Dead(reason=reason):

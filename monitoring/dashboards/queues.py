@@ -351,9 +351,13 @@ _HEALED = Row(
         Panel(
             "Refused: no longer ours",
             "Operations that were refused because the lock or the lease had gone to somebody else: "
-            "a daemon that was paused, or leases that are too short.",
+            "a daemon that was paused, or leases that are too short. "
+            "And callbacks that others, such as existing tools, took away while they were being sent.",
             CALLBACKS,
-            (Query(events("cbq_fenced_total", "queue, operation"), "{{queue}} {{operation}}"),),
+            (
+                Query(events("cbq_fenced_total", "queue, operation"), "{{queue}} {{operation}}"),
+                Query(events("cbq_callbacks_taken_away_total", "queue"), "{{queue}} taken away"),
+            ),
             Draw.BARS,
         ),
         Panel(

@@ -142,3 +142,28 @@ def test_a_lock_of_the_existing_software_is_respected(server: Server) -> None:
         wait_until_settled(client)
         assert receiver.requests == 1
         assert _leads(daemon) == 1
+
+
+def test_what_an_existing_tool_takes_away_from_us_is_counted_as_that(server: Server) -> None:
+    client = server.client
+    answers = (200, 404, 503)
+    with (
+        CountingReceiver(lambda body, nth: (answers[number_of(body)], 1.5)) as receiver,
+        Daemon(server.url, queue()) as daemon,
+    ):
+        until(lambda: _leads(daemon))
+        push(client, *(item(receiver.url, number) for number in range(3)))
+        until(lambda: receiver.requests == 3)
+        # Somebody else has the lock now, so that nothing is claimed; and all of processing goes back.
+        client.set(f"{PREFIX}:lock", "worker_1764000000_1234", ex=60)
+        while (taken := client.lpop(f"{PREFIX}:processing")) is not None:
+            client.rpush(f"{PREFIX}:pending", taken)  # type: ignore[arg-type]
+        until(lambda: client.zcard(f"{PREFIX}:leases") == 0)
+        until(lambda: daemon.metrics().get("cbq_callbacks_taken_away_total") == 3)
+        metrics = daemon.metrics()
+        assert client.llen(f"{PREFIX}:pending") == 3
+        assert metrics.get("cbq_callbacks_delivered_total") == 1  # it was, and will be again
+        assert metrics.get("cbq_callbacks_dead_total") == 0
+        assert metrics.get("cbq_callbacks_retried_total") == 0
+        assert metrics.get("cbq_fenced_total", operation="settle") == 0
+        assert "given up" not in daemon.log()

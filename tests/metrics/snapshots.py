@@ -115,6 +115,7 @@ def counted() -> Instruments:
     queue.lock_release_aborts.inc()
     instruments.operation_ended(OperationName.RECOVER, Actor(Trigger.SCHEDULE), Result.DONE)
     queue.fenced["settle"].inc()
+    queue.taken_away.inc(2)
     queue.leader.set(1)
     for host in ("one.example", "two.example", "three.example", "four.example", "three.example"):
         destination = queue.destination(host)
