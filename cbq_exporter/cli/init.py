@@ -82,10 +82,9 @@ def _decide(found: str, redis_url: str | None, prefix: str | None, mode: str | N
 
 def _find_redis(environ: Mapping[str, str]) -> tuple[str, str]:
     """What to offer, and in words how it was found."""
-    if environ.get("CBQ_REDIS_URL"):
+    if url := environ.get("CBQ_REDIS_URL", "").strip():
         from cbq_exporter.config import redis_url
 
-        url = environ["CBQ_REDIS_URL"]
         return url, f"CBQ_REDIS_URL names {redis_url.redacted(url)}"
     host, port = USUAL_REDIS
     url = f"redis://{host}:{port}/0"

@@ -40,7 +40,8 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> L
     """
     source = path or _usual_source(environ)
     written = Document({}) if source is None else _read(source)
-    return Loaded(_validated(written, source, environ.get("CBQ_REDIS_URL", "")), source)
+    # Secrets that come from files end with a newline more often than not.
+    return Loaded(_validated(written, source, environ.get("CBQ_REDIS_URL", "").strip()), source)
 
 
 def from_mapping(written: Mapping[str, Any], shown_as: str) -> Config:

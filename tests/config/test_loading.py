@@ -45,6 +45,10 @@ class TestSource:
             url = loaded(text, environ).redis.url
             assert url is not None
             assert url.get_secret_value() == "redis://env:6379/2"
+        mounted = loaded("", {"CBQ_REDIS_URL": "redis://env:6379/2\n"}).redis.url  # of a file, with its newline
+        assert mounted is not None
+        assert mounted.get_secret_value() == "redis://env:6379/2"
+        assert loaded("", {"CBQ_REDIS_URL": "\n"}).redis.url is None
         (line,) = refused("redis: {url: redis://h}", {"CBQ_REDIS_URL": "http://u:s3cret@h"})
         assert line.startswith("environment: CBQ_REDIS_URL: found ***; must be a URL such as redis://host:6379/0, ")
 
