@@ -48,9 +48,13 @@ def troubles(view: QueueView, now: float) -> list[str]:
     if view.retry_overdue:
         found.append(f"{view.retry_overdue:,} {'retry' if view.retry_overdue == 1 else 'retries'} overdue")
     waiting = view.oldest_at.get(State.PENDING)
-    if waiting is not None and now - waiting > _WAITS_TOO_LONG:
-        nobody = view.mode is Mode.DISPATCH and view.lock is None
-        found.append("nobody sends: is the daemon running?" if nobody else "callbacks wait for more than a minute")
+    late = waiting is not None and now - waiting > _WAITS_TOO_LONG
+    # Not every producer says when it queued. A daemon that dispatches holds the lock also while nothing waits.
+    unknown = waiting is None and bool(view.lengths.get(State.PENDING))
+    if (late or unknown) and view.mode is Mode.DISPATCH and view.lock is None:
+        found.append("nobody sends: is the daemon running?")
+    elif late:
+        found.append("callbacks wait for more than a minute")
     return found
 
 

@@ -37,6 +37,10 @@ def test_only_where_a_daemon_is_to_send_is_it_missed() -> None:
     assert trouble(**waits) == ["nobody sends: is the daemon running?"]
     theirs = trouble(Mode.SUPERVISE, **waits)
     assert theirs == trouble(Mode.OBSERVE, **waits) == ["callbacks wait for more than a minute"]
+    of_unknown_age: dict[str, Any] = {"lengths": {State.PENDING: 3}}
+    assert trouble(**of_unknown_age) == ["nobody sends: is the daemon running?"]
+    assert trouble(**of_unknown_age, lock=LockView("daemon_1", 20.0, ours=True)) == []
+    assert trouble(Mode.OBSERVE, **of_unknown_age) == trouble(lengths={State.PENDING: 0}) == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+import redis
 
 from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.model import LockRule, Mode
@@ -128,6 +129,15 @@ def test_one_thing_is_wrong(seen: Examination, severity: str, check: str, found:
     assert finding.todo
 
 
+def test_what_stops_callbacks_comes_before_what_may_lose_them() -> None:
+    seen = replace(_info(aof_enabled="0", rdb_last_bgsave_status="err"), last_beat_at=None)
+    assert [(one.check, one.found[:8]) for one in _bad(seen)] == [
+        ("persistence", "the last"),
+        ("daemon", "no daemo"),
+        ("persistence", "off: a r"),
+    ]
+
+
 def test_what_is_to_be_done_about_a_pause_can_be_typed_as_it_stands() -> None:
     (finding,) = _bad(replace(HEALTHY, paused=("a.example",)))
     assert finding.todo.endswith("cbq-exporter resume -q callbacks --destination a.example")
@@ -207,6 +217,18 @@ def test_an_empty_store(each_server: Server) -> None:
     assert (seen.appendfsync, seen.snapshots, seen.info["aof_enabled"]) == ("everysec", "", "0")
     assert set(seen.lengths.values()) == {0}
     assert [finding.check for finding in _bad(seen)] == ["persistence", "daemon"]
+
+
+def test_a_queue_that_nobody_has_used_may_be_the_wrong_one(server: Server) -> None:
+    def told() -> list[str]:
+        return [one.found for one in _judge(_examine(server.url)) if one.check == "queue"]
+
+    assert told() == ["no trace of a callback, nor any key on this server"]
+    redis.Redis(unix_socket_path=str(server.socket), db=3).set("a", 1)
+    server.client.set("callback_queue:schema", 1)  # only a daemon was here
+    assert told() == ["no trace of a callback; this server has keys in db0 (1), db3 (1)"]
+    server.client.set("callback_queue:stats:queued", 1)
+    assert told() == []
 
 
 def test_looking_changes_nothing_and_finds_what_is_there(each_server: Server) -> None:

@@ -52,6 +52,11 @@ TYPES: Mapping[str, str] = {
     "schema": "string",
 }
 
+# Those that are there once a callback has been queued, for a day at least; a claim counts fence up for ever.
+_TRACES = (
+    *("pending", "processing", "retry", "dead", "trash", "records"),
+    *("stats_queued", "stats_sent", "stats_failed", "last_send", "fence"),
+)
 _SAMPLE = 50  # callbacks of pending that are parsed, at each end
 _SAMPLE_BYTES = 1024 * 1024  # about, at each end
 _COMPARED = 2000  # callbacks of processing that are compared with the leases
@@ -103,7 +108,7 @@ class Examination:
 
     ``error`` says why the server cannot be used; the rest is empty then. ``at`` is the server's clock in epoch
     seconds; ``skew`` is how far it is ahead of ours, in seconds, give or take ``skew_error``. ``newer`` says that a
-    newer version has written to the queue, where one has.
+    newer version has written to the queue, where one has. ``untouched``: nothing shows that anybody has queued here.
     """
 
     shown_as: str
@@ -118,6 +123,7 @@ class Examination:
     refused: tuple[str, ...] = ()
     missing: Missing | None = None
     foreign: Mapping[str, str] = field(default_factory=dict)
+    untouched: bool = False
     lengths: Mapping[str, int] = field(default_factory=dict)
     sample: Sample = Sample()
     comparison: Comparison | None = None
@@ -197,6 +203,7 @@ class _Look:
             snapshots=_setting(snapshots),
             missing=missing,
             foreign=foreign,
+            untouched=all(types[names.index(name)] == b"none" for name in _TRACES),
             lengths={name: count for name, count in zip(lengths, counts, strict=True) if count is not None},
             sample=await self._sample_of_pending(),
             comparison=await self._compare(),

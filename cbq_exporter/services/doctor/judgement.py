@@ -33,21 +33,23 @@ def judge(
     config_problems: Iterable[object] = (),
     disk_room: int | None = None,
 ) -> tuple[Finding, ...]:
-    """All that was checked, the worst first. ``stuck_after`` (in seconds) and ``lock_rule`` are the queue's.
+    """All that was checked, the worst first; of equals, what stops callbacks before what may lose them.
 
-    ``disk_room`` is what is free below the embedded store, in bytes; None for another one.
+    ``stuck_after`` (in seconds) and ``lock_rule`` are the queue's. ``disk_room`` is what is free below the embedded store, in bytes; None for another one.
     """
     found: list[Finding] = [*_reachable(seen), *_disk(disk_room)]
     if seen.error is None:
-        for check in _CHECKS:
+        for check in _STOPPING:
             found += check(seen)
         found += _daemons(seen, max(_BEAT_IS_OLD, lock_rule.dead_after))
         found += _lock(seen, queue, lock_rule.max_ttl)
         found += _processing(seen, queue, stuck_after)
         found += _dead(seen, queue)
         found += _paused(seen, queue)
-        found += _left_alone(seen)
+        found += _left_alone(seen, queue)
         found += _trash(seen)
+        for check in _CHECKS:
+            found += check(seen)
     found += [problem("configuration", str(one), "mend the file: the daemon refuses it") for one in config_problems]
     found += [warning("configuration", text, "change it, or leave it where it is meant") for text in config_warnings]
     return tuple(sorted(found, key=lambda finding: _ORDER.index(finding.severity)))
@@ -149,12 +151,15 @@ def _persistence(seen: Examination) -> Iterator[Finding]:
         yield warning("persistence", "no append-only file: a crash loses at least what came since a snapshot", do)
     else:
         yield problem("persistence", "off: a restart of the server loses every callback", do)
+
+
+def _disk_writes(seen: Examination) -> Iterator[Finding]:
     for name, what in (("aof_last_write_status", "append-only file"), ("rdb_last_bgsave_status", "snapshot")):
         if seen.info.get(name, "ok") != "ok":
             yield problem(
                 "persistence",
                 f"the last write of the {what} failed: the server may refuse changes",
-                "look at the server's log and at its disk",
+                "look at the server's log and at its disk; cbq-exporter explain misconf says more",
             )
 
 
@@ -262,6 +267,22 @@ def _items(seen: Examination) -> Iterator[Finding]:
         )
     else:
         yield ok("items", f"{_count(sample.looked_at, 'callback')} at the ends of pending can be read")
+
+
+def _untouched(seen: Examination) -> Iterator[Finding]:
+    if not seen.untouched:
+        return
+    used = [f"{name} ({text.partition(',')[0].removeprefix('keys=')})" for name, text in _databases(seen)]
+    there = f"; this server has keys in {_some(used)}" if used else ", nor any key on this server"
+    yield note(
+        "queue",
+        f"no trace of a callback{there}",
+        "where some were queued, see that redis.url names the database, and queues[].prefix the prefix, of producers",
+    )
+
+
+def _databases(seen: Examination) -> Iterator[tuple[str, str]]:
+    return ((name, text) for name, text in seen.info.items() if re.fullmatch(r"db\d+", name))
 
 
 def _leases(seen: Examination) -> Iterator[Finding]:
@@ -386,12 +407,13 @@ def _paused(seen: Examination, queue: str) -> Iterator[Finding]:
         )
 
 
-def _left_alone(seen: Examination) -> Iterator[Finding]:
+def _left_alone(seen: Examination, queue: str) -> Iterator[Finding]:
     if seen.left_alone:
         yield warning(
             "receivers",
             f"{_some(list(seen.left_alone))} left alone: nearly all attempts fail, and callbacks wait in retry",
-            "mend the receiver; it is probed again and again, and gets them by itself then",
+            f"see how with: cbq-exporter retry list -q {queue} --destination {seen.left_alone[0]}; mend the receiver: "
+            "it is probed again and again, and gets them by itself then",
         )
 
 
@@ -409,19 +431,23 @@ def _trash(seen: Examination) -> Iterator[Finding]:
         yield note("trash", f"{_count(count, 'reset')} kept; the oldest for another {_age(until - seen.at)}")
 
 
-_CHECKS: tuple[Callable[[Examination], Iterator[Finding]], ...] = (
+_STOPPING: tuple[Callable[[Examination], Iterator[Finding]], ...] = (
     _version,
     _schema,
     _replication,
     _permissions,
     _types,
-    _eviction,
     _memory,
-    _persistence,
-    _clocks,
+    _disk_writes,
+)
+_CHECKS: tuple[Callable[[Examination], Iterator[Finding]], ...] = (
     _items,
     _leases,
     _retries,
+    _untouched,
+    _eviction,
+    _persistence,
+    _clocks,
 )
 
 
