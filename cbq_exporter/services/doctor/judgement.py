@@ -35,7 +35,8 @@ def judge(
 ) -> tuple[Finding, ...]:
     """All that was checked, the worst first; of equals, what stops callbacks before what may lose them.
 
-    ``stuck_after`` (in seconds) and ``lock_rule`` are the queue's. ``disk_room`` is what is free below the embedded store, in bytes; None for another one.
+    ``stuck_after`` (in seconds) and ``lock_rule`` are the queue's. ``disk_room`` is what is free below the
+    embedded store, in bytes; None for another one.
     """
     found: list[Finding] = [*_reachable(seen), *_disk(disk_room)]
     if seen.error is None:
