@@ -49,9 +49,11 @@ def troubles(view: QueueView, now: float) -> list[str]:
         found.append(f"{view.retry_overdue:,} {'retry' if view.retry_overdue == 1 else 'retries'} overdue")
     waiting = view.oldest_at.get(State.PENDING)
     late = waiting is not None and now - waiting > _WAITS_TOO_LONG
-    # Not every producer says when it queued. A daemon that dispatches holds the lock also while nothing waits.
+    # Not every producer says when it queued.
     unknown = waiting is None and bool(view.lengths.get(State.PENDING))
-    if (late or unknown) and view.mode is Mode.DISPATCH and view.lock is None:
+    begun = view.lengths.get(State.PROCESSING) or view.lengths.get(State.RETRY)
+    # A daemon that dispatches holds the lock also while nothing waits.
+    if view.mode is Mode.DISPATCH and view.lock is None and (late or unknown or begun):
         found.append("nobody sends: is the daemon running?")
     elif late:
         found.append("callbacks wait for more than a minute")

@@ -37,10 +37,11 @@ def test_only_where_a_daemon_is_to_send_is_it_missed() -> None:
     assert trouble(**waits) == ["nobody sends: is the daemon running?"]
     theirs = trouble(Mode.SUPERVISE, **waits)
     assert theirs == trouble(Mode.OBSERVE, **waits) == ["callbacks wait for more than a minute"]
-    of_unknown_age: dict[str, Any] = {"lengths": {State.PENDING: 3}}
-    assert trouble(**of_unknown_age) == ["nobody sends: is the daemon running?"]
-    assert trouble(**of_unknown_age, lock=LockView("daemon_1", 20.0, ours=True)) == []
-    assert trouble(Mode.OBSERVE, **of_unknown_age) == trouble(lengths={State.PENDING: 0}) == []
+    for state in (State.PENDING, State.PROCESSING, State.RETRY):
+        there: dict[str, Any] = {"lengths": {state: 3}}  # nobody knows since when
+        assert trouble(**there) == ["nobody sends: is the daemon running?"]
+        assert trouble(**there, lock=LockView("daemon_1", 20.0, ours=True)) == []
+        assert trouble(Mode.OBSERVE, **there) == trouble(lengths={state: 0}) == []
 
 
 @pytest.mark.parametrize(

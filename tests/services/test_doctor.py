@@ -148,7 +148,9 @@ def test_what_is_to_be_done_about_a_pause_can_be_typed_as_it_stands() -> None:
     [
         (replace(HEALTHY, appendfsync="everysec"), "persistence", "up to a second"),
         (_info(maxmemory_policy="allkeys-lru", maxmemory="0"), "eviction", "without effect"),
-        (replace(_info(role="slave"), mode=Mode.OBSERVE), "replication", "a replica"),
+        (replace(_info(role="slave"), mode=Mode.OBSERVE, lengths={}), "replication", "a replica"),
+        (replace(HEALTHY, mode=Mode.OBSERVE), "mode", "observe: a daemon of this configuration only looks"),
+        (replace(HEALTHY, mode=Mode.SUPERVISE), "mode", "supervise: a daemon of this configuration heals, and sends"),
         (replace(HEALTHY, missing=None), "permissions", "before Redis 7"),
         (replace(HEALTHY, refused=("CONFIG GET",)), "permissions", "CONFIG GET"),
         (replace(HEALTHY, comparison=Comparison(1, 0, 0)), "processing", "other workers are sending"),

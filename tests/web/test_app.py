@@ -225,7 +225,7 @@ def test_a_lock_value_that_is_cut_says_so() -> None:
 
 def test_the_landing_page_sees_the_troubles_that_status_sees() -> None:
     paused = QueueView("q", Mode.DISPATCH, lengths={State.PENDING: 5}, paused=True, failing_destinations=1)
-    newer = QueueView("r", Mode.DISPATCH, lengths={State.PENDING: 5}, newer="a newer version was here")
+    newer = QueueView("r", Mode.OBSERVE, lengths={State.PENDING: 5}, newer="a newer version was here")
     snapshot = Snapshot(up=True, at=AT, duration=0.1, queues=(paused, newer), disk_write_failed=True)
     with serving(FakeBackend(snapshot)) as served:
         words = Tags(served.ask("/").text).words

@@ -321,6 +321,13 @@ def _retries(seen: Examination) -> Iterator[Finding]:
 
 
 def _daemons(seen: Examination, silent_after: float) -> Iterator[Finding]:
+    if seen.mode is not Mode.DISPATCH and seen.lengths.get("pending"):
+        does = "only looks" if seen.mode is Mode.OBSERVE else "heals, and sends nothing"
+        yield note(
+            "mode",
+            f"{seen.mode}: a daemon of this configuration {does}; others have to send",
+            "see that those workers are alive; or where this daemon is to send, set queues[].mode to dispatch",
+        )
     if seen.mode is Mode.OBSERVE:
         return
     if seen.last_beat_at is None:
