@@ -95,8 +95,9 @@ class Application:
         trouble = self._schedule.trouble(_PROBE)
         if trouble is not None:
             return [*reasons, trouble]
+        unreadable = {} if self._store is None else self._store.reader.errors
         for attendant in self._attendants:
-            trouble = attendant.trouble()
+            trouble = unreadable.get(attendant.name) or attendant.trouble()
             if trouble is not None:
                 reasons.append(f"queue {attendant.name}: {trouble}")
         return reasons

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,7 @@ class Reader:
         self._last_send_at: dict[str, float] = {}
         self._memory: dict[QueueKeys, int] = {}  # bytes, as last measured
         self._observed: defaultdict[QueueKeys, Observed] = defaultdict(Observed)
+        self._errors: dict[str, str] = {}  # by the queue's name, as last read
         self._reading: asyncio.Task[Snapshot] | None = None
 
     def read_instead(self, sources: Sequence[Source]) -> None:
@@ -67,6 +68,7 @@ class Reader:
         known = {source.name: source.keys for source in self._sources}
         kept = {source.name for source in sources if known.get(source.name) == source.keys}
         self._last_send_at = {name: at for name, at in self._last_send_at.items() if name in kept}
+        self._errors = {name: error for name, error in self._errors.items() if name in kept}
         for gone in self._observed.keys() - {source.keys for source in sources if source.mode is Mode.OBSERVE}:
             del self._observed[gone]
         self._sources = tuple(sources)
@@ -116,12 +118,19 @@ class Reader:
         self._memory = measured
         return errors
 
+    @property
+    def errors(self) -> Mapping[str, str]:
+        """Why queues could not be read, by their names; as old as the last snapshot, or the last probe since."""
+        return self._errors
+
     async def probe(self) -> None:
         """Whether the server can be used; raises StoreUnavailable where not.
 
         One whose memory is full counts as such, though what is there still goes out: producers are refused.
         """
         (memory,) = await self._connections.read_many([("INFO", "memory")])  # refused is an answer too
+        if self._errors:
+            await self.snapshot()  # it may be mended, and perhaps nobody else looks
         about = _info(memory)
         used, most = _whole(about.get("used_memory")), _whole(about.get("maxmemory"))
         if used is not None and most and used >= most:
@@ -148,6 +157,7 @@ class Reader:
             self._view(source, rest[number * width : (number + 1) * width], now_ms)
             for number, source in enumerate(sources)
         ]
+        self._errors = {view.queue: view.error for view in views if view.error is not None}
         about, used = _info(server), _info(memory)
         role = _info(replication).get("role")
         return Snapshot(

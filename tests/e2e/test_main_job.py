@@ -341,6 +341,21 @@ def test_a_foreign_type_at_one_key_concerns_that_queue_only(server: Server, key:
         assert len(receiver.requests) == 21
 
 
+def test_a_queue_that_cannot_be_read_is_not_ready_in_any_mode(server: Server) -> None:
+    client = server.client
+    modes = ("observe", "supervise", "dispatch")
+    with Daemon(server.url, *(queue(name=mode, prefix=mode, mode=mode) for mode in modes)) as daemon:
+        daemon.wait_until_ready()
+        for mode in modes:
+            client.set(f"{mode}:dead", "somebody else's")  # nothing that is done here each second uses it
+        assert daemon.metrics().get("cbq_up") == 1
+        wrong = "it holds another type: rename or delete it, or choose another prefix"
+        assert daemon.not_ready() == [f"queue {mode}: {mode}:dead: {wrong}" for mode in modes]
+        client.delete("observe:dead", "dispatch:dead")
+        until(lambda: len(daemon.not_ready()) == 1)  # though nobody scrapes
+        assert daemon.not_ready() == [f"queue supervise: supervise:dead: {wrong}"]
+
+
 HOSTILE = {  # how it behaves, and how the attempt must end: a kind of failure, or None where it is an answer
     "never_answer": "timeout",
     "endless_headers": "protocol",
