@@ -77,7 +77,7 @@ async def _list(
     found = await desk.audit.entries(name, count=limit, operation=operation, actor=actor, since=after)
     if as_json:
         for entry in found:
-            _print_line(entry)
+            output.print_json_line(entry)
     elif found:
         click.echo(_table(found))
     else:
@@ -93,7 +93,7 @@ async def _follow(desk: Desk, last: str, operation: str | None, actor: str | Non
         if not fits(entry, operation, actor):
             continue
         if as_json:
-            _print_line(entry)
+            output.print_json_line(entry)
         else:
             click.echo("  ".join(cell for cell in _row(entry) if cell != output.UNKNOWN))
         sys.stdout.flush()
@@ -130,9 +130,3 @@ def _plain(name: str, value: Any) -> str:
 
         return write_duration(value)
     return str(value)
-
-
-def _print_line(entry: AuditEntry) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.encode(entry).decode())

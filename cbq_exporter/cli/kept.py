@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +78,7 @@ def show(kept: Kept, about: Sequence[tuple[str, str]], *, raw: bool, as_json: bo
     if raw:
         if kept.payload is None:
             raise CbqError(f"the payload of {kept.id} is gone")
-        sys.stdout.buffer.write(kept.payload)
+        output.write_payload(kept.payload, "write it into a file, or leave out --raw")
     elif as_json:
         output.print_json(as_fields(kept))
     else:

@@ -7,6 +7,7 @@ command itself.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any, TextIO
 import click
 
 from cbq_exporter.cli import interrupts
-from cbq_exporter.errors import RefusedError
+from cbq_exporter.errors import RefusedError, UsageError
 from cbq_exporter.logs import printable
 from cbq_exporter.phrases import age as age
 from cbq_exporter.phrases import count as count
@@ -27,6 +28,7 @@ ABORTED = "aborted: nothing was changed"
 _WIDE = 200  # columns, where no terminal sets a limit
 _LAST_MOMENT = 250e9  # epoch seconds; beyond it dates end
 _NARROWEST = 12  # columns that a folded cell keeps
+_BEYOND_ASCII = re.compile(r"[^\x20-\x7e\n]+")
 
 
 def say(line: str) -> None:
@@ -38,7 +40,44 @@ def print_json(value: Any) -> None:
     """Dataclasses and enumerations are written as what they hold."""
     import msgspec
 
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    click.echo(_shown(msgspec.json.format(msgspec.json.encode(value), indent=2)))
+
+
+def print_json_line(value: Any) -> None:
+    """The same on one line."""
+    import msgspec
+
+    click.echo(_shown(msgspec.json.encode(value)))
+
+
+def write_payload(payload: bytes, instead: str) -> None:
+    """Byte for byte. A terminal would carry out what others wrote for it: there only what is plain text is written,
+    and otherwise UsageError says to take ``instead``.
+    """
+    if sys.stdout.isatty() and not _is_plain(payload):
+        raise UsageError(f"it is no plain text, and a terminal would obey what looks like commands to it: {instead}")
+    sys.stdout.buffer.write(payload)
+
+
+def _is_plain(payload: bytes) -> bool:
+    try:
+        return all(line.isprintable() for line in re.split(r"\r?\n|\t", payload.decode()))
+    except UnicodeDecodeError:
+        return False
+
+
+def _shown(encoded: bytes) -> str:
+    """JSON leaves as they are DEL, the controls after it, which begin commands to terminals too, and the signs that
+    turn the direction of writing: here they are escaped, which is the same to whoever reads JSON.
+    """
+    return _BEYOND_ASCII.sub(lambda found: "".join(map(_escaped, found[0])), encoded.decode())
+
+
+def _escaped(char: str) -> str:
+    if char.isprintable():
+        return char
+    units = char.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def coloured(stream: TextIO | None = None) -> bool:

@@ -48,7 +48,7 @@ def render(
         output.print_json(_fields(made))
     elif made.reason is None:
         if body_only:
-            click.echo(made.body, nl=False)
+            output.write_payload(made.body, "write it into a file, or leave out --body")
         else:
             click.echo(_shown(made))
     if made.reason is None:

@@ -19,6 +19,7 @@ from cbq_exporter.services import dead_letters
 from cbq_exporter.services.dead_letters import Selection
 from cbq_exporter.store.queue import Queue
 from tests.cli.conftest import Cli, Corpse, item
+from tests.support.terminal import Terminal
 
 FAILED = Corpse(item(2), DeadReason.MAX_ATTEMPTS, "slow.example", Failure("timeout", 0, "no answer in 15 s"))
 BINARY = Corpse(b"\x00\xff not json \x1b[31m", DeadReason.INVALID_JSON, "", Failure("", 0, "not UTF-8 at byte 1"))
@@ -94,6 +95,30 @@ def test_raw_and_json_keep_every_byte(cli: Cli) -> None:
     assert json.loads(cli("dead", "show", "-o", "json", text_id).stdout)["payload"] == item(1).decode()
     encoded = json.loads(cli("dead", "show", "-o", "json", binary_id).stdout)["payload_base64"]
     assert base64.b64decode(encoded) == BINARY.payload
+
+
+def test_json_has_no_commands_to_a_terminal(cli: Cli) -> None:
+    """JSON need not escape what U+009B begins (as ESC [ does), nor the signs that turn the writing around."""
+    told = "\x1b]0;me\x07 \x9b31m \x7f \u202e \U000e0041 北京 😀"
+    cli.bury([Corpse(json.dumps({"url": f"ftp://x/{told}", "task_id": told}, ensure_ascii=False).encode())])
+    (letter,) = json.loads(cli("dead", "list", "-o", "json").stdout)
+    for words in (("list", "--task-ids"), ("show", letter["id"])):
+        shown = cli("dead", *words, "-o", "json").stdout
+        assert all(line.isprintable() for line in shown.splitlines())
+        assert "北京 😀" in shown, "what is harmless stays readable"
+    (letter,) = json.loads(cli("dead", "list", "--task-ids", "-o", "json").stdout)
+    assert letter["task_id"] == told
+    assert json.loads(json.loads(cli("dead", "show", letter["id"], "-o", "json").stdout)["payload"])["task_id"] == told
+
+
+def test_raw_bytes_reach_a_terminal_only_where_they_are_plain_text(cli: Cli) -> None:
+    plain_id, binary_id = cli.bury([Corpse('{"to": "北京",\n\t"n": 1}'.encode()), BINARY])
+    terminal = Terminal(cli.config_file.parent, "dead", "show", "--raw", plain_id, "-c", str(cli.config_file))
+    terminal.wait_for('"n": 1}')
+    assert terminal.end() == 0
+    terminal = Terminal(cli.config_file.parent, "dead", "show", "--raw", binary_id, "-c", str(cli.config_file))
+    terminal.wait_for("leave out --raw")
+    assert (terminal.end(), "\x1b" in terminal.shown) == (2, False)
 
 
 def test_an_unknown_id(cli: Cli) -> None:
