@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cbq_exporter.clock import Clock
+from cbq_exporter.clock import Clock, StoreClock
 from cbq_exporter.config import QueueConfig
 from cbq_exporter.delivery.bundles import Opened
 from cbq_exporter.delivery.coalescing import Coalescer
@@ -74,6 +74,7 @@ class Dispatcher:
         self._queue = queue
         self._instruments = instruments
         self._clock = clock
+        self._store_clock = StoreClock(clock)
         self._on_retry = on_retry
         self._flushing = Flushing(config.batch, queue)
         self._leading = Leading(config.name, queue, config.lock.ttl, instruments, clock, self._on_lost)
@@ -90,10 +91,17 @@ class Dispatcher:
             )
         self._turns = Turns() if config.delivery.order_by else None
         self._holding = Holding(
-            config.name, queue, breakers, self._sender, instruments, clock, self._room.under_way, config.batch.size
+            config.name,
+            queue,
+            breakers,
+            self._sender,
+            instruments,
+            self._store_clock,
+            self._room.under_way,
+            config.batch.size,
         )
-        self._acceptor = Acceptor(receivers, self._holding, clock)
-        self._judge = Judge(config.name, instruments, clock, self._holding.circuits)
+        self._acceptor = Acceptor(receivers, self._holding, self._store_clock)
+        self._judge = Judge(config.name, instruments, clock, self._store_clock, self._holding.circuits)
         self._settler = Settler(config.name, queue, self._on_settled)
         self._at_rest = asyncio.Event()  # while ``run_once`` does not run
         self._at_rest.set()
@@ -189,6 +197,7 @@ class Dispatcher:
         )
         if claim is None:
             return None
+        self._store_clock.set(claim.at_ms / 1000)
         self._leading.prolonged(before)
         self._flushing.claimed(claim, before)
         if claim.new:

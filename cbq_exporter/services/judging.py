@@ -53,12 +53,15 @@ class Judged:
 
 
 class Judge:
-    """Of one queue."""
+    """Of one queue. Ages are by ``store_clock``: the store has dated the first claim."""
 
-    def __init__(self, queue: str, instruments: QueueInstruments, clock: Clock, circuits: Circuits) -> None:
+    def __init__(
+        self, queue: str, instruments: QueueInstruments, clock: Clock, store_clock: Clock, circuits: Circuits
+    ) -> None:
         self._queue = queue
         self._instruments = instruments
         self._clock = clock
+        self._store_clock = store_clock
         self._circuits = circuits
         self._deaths = FewLines(clock)
 
@@ -67,7 +70,7 @@ class Judge:
 
         While ``stopping``, what was cut off is not settled but to be put back.
         """
-        now = self._clock.now()
+        now, store_now = self._clock.now(), self._store_clock.now()
         judged = Judged()
         delivered = judged.delivered
         receiver: Receiver | None = None  # of the one before: as a rule it is that of all
@@ -80,7 +83,7 @@ class Judge:
                 if exchange.failure is FailureKind.CANCELLED and stopping:
                     judged.cut_off.extend(parcel.members or [parcel])
                 else:
-                    self._judge_failed(parcel, exchange, now, judged)
+                    self._judge_failed(parcel, exchange, store_now, judged)
             elif parcel.members:
                 delivered += parcel.members
                 durations += [exchange.duration] * len(parcel.members)
