@@ -149,6 +149,11 @@ class Backlogs:
                 elif not self._remember(backlog, settlement.claimed.kept_as):
                     backlog.more, backlog.after = True, 0.0
 
+    def expects(self, destination: str) -> bool:
+        """Whether some were made due for it and are not claimed yet."""
+        backlog = self._all.get(destination)
+        return backlog is not None and backlog.coming > 0
+
     def came(self, destination: str) -> None:
         """One was claimed again."""
         backlog = self._all.get(destination)

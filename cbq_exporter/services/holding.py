@@ -38,7 +38,11 @@ class Holding:
         self._sender = sender
         self._under_way = under_way
         self._batch = batch
-        self._receivers: dict[str, Receiver] = {}  # of the destinations for which something is held back
+        # Of the destinations for which something is held back: where that goes now. A name may be one of an older
+        # configuration, for what goes to another one today.
+        self._receivers: dict[str, Receiver] = {}
+        self._unknown: dict[str, None] = {}  # names for which one was made due, to find that out
+        self._former: dict[str, str] = {}  # by a name of today, a former one
         self._paused: Collection[str] = ()
         self._left: dict[str, int] = {}  # how many more may go to each, of the batch being accepted
         self._counted: Counter[str] | None = None  # what is under way, in this batch or turn
@@ -53,8 +57,9 @@ class Holding:
         """Sends to these have; whether that may let something go, or is to be told to the store."""
         matters = self.circuits.unsaved or self._crowded
         for name in names:
-            if name in self._backlogs:
-                self._backlogs.ask_first(name)
+            waits = name if name in self._backlogs else self._former.get(name, name)
+            if waits in self._backlogs:
+                self._backlogs.ask_first(waits)
                 matters = True
             elif name in self.circuits.unwell:
                 matters = True
@@ -72,14 +77,31 @@ class Holding:
         """
         name = receiver.name
         fresh = claimed.first_claimed_ms == at_ms
-        if not fresh and name in self._backlogs:
-            self._backlogs.came(name)
-            self._receivers[name] = receiver
+        if not fresh:
+            self._note_came(receiver)
         if name in self.circuits.unwell and not self._may_probe(receiver):
             return PutOff.CIRCUIT_OPEN
         if fresh and name in self._backlogs:
             return PutOff.THROTTLED
         return None
+
+    def _note_came(self, receiver: Receiver) -> None:
+        """What nobody expects under the name that it has today was made due under another, or is a plain retry."""
+        name = receiver.name
+        if not self._backlogs.expects(name):
+            unknown = (one for one in [self._former.get(name), *self._unknown] if one and self._backlogs.expects(one))
+            former = next(unknown, None)
+            if former is not None:
+                self._former[name] = former
+                self._came(former, receiver)
+                return
+        if name in self._backlogs:
+            self._came(name, receiver)
+
+    def _came(self, waited_for: str, receiver: Receiver) -> None:
+        self._unknown.pop(waited_for, None)
+        self._receivers[waited_for] = receiver
+        self._backlogs.came(waited_for)
 
     def _may_probe(self, receiver: Receiver) -> bool:
         name = receiver.name
@@ -145,6 +167,8 @@ class Holding:
         await self._backlogs.search()
         if not self._backlogs:
             self._receivers.clear()
+            self._unknown.clear()
+            self._former.clear()
             return 0
         self._crowded, self._counted = False, None
         return await self._backlogs.bring_forward(self._wanted)
@@ -172,11 +196,12 @@ class Holding:
             return 0
         receiver = self._receivers.get(name)
         if receiver is None:
+            self._unknown[name] = None
             return 1  # then we know more
-        if name in self.circuits.unwell:
+        if receiver.name in self.circuits.unwell:
             places = self.circuits.places(receiver)
             if places is not None:
-                return places - self._under_way_to(name)
+                return places - self._under_way_to(receiver.name)
         left, whole, crowded = self._sender.appetite(receiver)
         self._crowded = self._crowded or crowded
         # Not one by one: a script for many costs little more than for one.
@@ -191,8 +216,10 @@ class Holding:
     def _wanted_in(self, name: str) -> float:
         """In how many seconds at the earliest."""
         receiver = self._receivers.get(name)
-        if receiver is not None and receiver.paused:
-            return math.inf  # until the configuration is another
+        if receiver is not None:
+            if receiver.paused:
+                return math.inf  # until the configuration is another
+            name = receiver.name
         if name in self._paused:
             return LOOK_EVERY
         return self.circuits.may_be_probed_in(name) or 0.0

@@ -150,9 +150,9 @@ def test_a_reload_ends_a_pause_in_the_configuration_and_changes_what_is_sent(ser
         Receiver() as receiver,
         Daemon(server.url, queue(), destinations=[entry(receiver, paused=True)]) as daemon,
     ):
-        push(client, item(receiver.url("/a"), 1))
-        until(lambda: lengths(client)["retry"] == 1)
-        (waiting,) = records(client)
+        push(client, *(item(receiver.url("/a"), n) for n in range(100)))
+        until(lambda: lengths(client)["retry"] == 100)
+        waiting = records(client)[0]
         assert (waiting["attempts"], waiting["destination"]) == (0, "partner")
         assert "its destination is paused" in str(waiting)
         assert not receiver.requests
@@ -160,11 +160,11 @@ def test_a_reload_ends_a_pause_in_the_configuration_and_changes_what_is_sent(ser
         daemon.configure(destinations=[entry(receiver, "friend", request=changed)])
         daemon.send_signal(signal.SIGHUP)
         until(lambda: '"event": "reloaded' in daemon.log(), what=daemon.log)
-        push(client, item(receiver.url("/a"), 2))
-        wait_until_settled(client)
-        assert sorted(json.loads(seen.body)["task_id"] for seen in receiver.requests) == ["task-1", "task-2"]
+        push(client, item(receiver.url("/a"), 100))
+        wait_until_settled(client)  # what waits under the name that is no more, too
+        assert Counter(json.loads(seen.body)["data"]["n"] for seen in receiver.requests) == Counter(range(101))
         assert {seen.headers["x-partner"] for seen in receiver.requests} == {"1"}
-        assert counted(daemon, "cbq_delivery_attempts_total", destination="friend")() == 2
+        assert counted(daemon, "cbq_delivery_attempts_total", destination="friend")() == 101
 
 
 @pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
