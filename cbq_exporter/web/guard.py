@@ -4,12 +4,16 @@ aiohttp bounds the size of a request's head, but lets a client take over a minut
 that stops reading. The guard sits between the socket and aiohttp, sees the bytes go by and looks at all connections
 again and again while there are any. (The start of a request that came in one piece with the end of another is not
 seen: there aiohttp's minute holds.) A connection with TLS counts from its handshake on.
+
+Where no more may be open, the one that has waited longest for a request makes room. Else whoever holds them all, idle,
+would keep everybody out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import cast
@@ -17,6 +21,8 @@ from typing import cast
 from aiohttp import web
 
 log = logging.getLogger(__name__)
+
+_SAY_EVERY = 60.0  # seconds between two lines that say that there is no room
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Guard:
         self._make = make
         self._connections: dict[asyncio.BaseProtocol, Connection] = {}  # by aiohttp's protocol
         self._next_look: asyncio.TimerHandle | None = None
-        self._full = False  # said so in the log
+        self._said_full_at = -math.inf  # of the loop's clock
 
     def __call__(self, refuses: Callable[[asyncio.Transport], str] | None = None) -> Connection:
         """``refuses`` says, before anything is read, why the client is not let in; empty where it is."""
@@ -68,15 +74,25 @@ class Guard:
         """Says whether there is room for it; there stays room until it is ``closed``."""
         if connection.inner in self._connections:
             return True
-        if len(self._connections) >= self._limits.connections:
-            if not self._full:
-                self._full = True
-                log.warning("%d connections are open: more are refused", len(self._connections))
+        if len(self._connections) >= self._limits.connections and not self._make_room():
             return False
-        self._full = False
         self._connections[connection.inner] = connection
         if self._next_look is None:
             self._look_later()
+        return True
+
+    def _make_room(self) -> bool:
+        waiting = [one for one in self._connections.values() if one.waits_since is not None]
+        now = asyncio.get_running_loop().time()
+        if now - self._said_full_at >= _SAY_EVERY:
+            self._said_full_at = now
+            what = "for each new one the one that waits longest is closed" if waiting else "more are refused"
+            log.warning("%d connections are open: %s", len(self._connections), what)
+        if not waiting:
+            return False
+        longest = min(waiting, key=lambda one: one.waits_since or 0.0)
+        self.closed(longest)
+        longest.abort()
         return True
 
     def closed(self, connection: Connection) -> None:
@@ -111,15 +127,17 @@ class Connection(asyncio.Protocol):
         self._head_since: float | None = self._loop.time()
         self._unsent_since: float | None = None
         self._accepted = False
+        self.waits_since: float | None = None  # for a request, of the loop's clock; None during one, and a handshake
         self.transport: asyncio.Transport | None = None  # none yet during a handshake, which has a timeout of its own
 
     def begin_request(self) -> None:
         self._in_request = True
-        self._head_since = None
+        self._head_since = self.waits_since = None
 
     def end_request(self) -> None:
         self._in_request = False
         self._unsent_since = None
+        self.waits_since = self._loop.time()
 
     def trouble(self, now: float, limits: Limits) -> str:
         """Why it should be closed; empty where it is well. ``now`` is of the loop's clock."""
@@ -143,7 +161,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self._head_since = self._loop.time()
+        self._head_since = self.waits_since = self._loop.time()
         self._accepted = self._guard.opened(self)
         why = self._refuses(self.transport) if self._accepted and self._refuses is not None else ""
         if why:

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import uvloop
 
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.web.guard import Limits
+from tests.support.daemons import until
 from tests.web.serving import FakeBackend, Serving, serving
 
 NewLoop = Callable[[], Any]
@@ -108,12 +110,18 @@ def test_an_idle_connection_between_two_scrapes_is_kept() -> None:
         assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_too_many_connections_are_refused_and_room_comes_back() -> None:
-    with serving(FakeBackend(), Limits(connections=3, look_every=0.1)) as served:
+def _asked(backend: FakeBackend, count: int) -> bool:
+    return len(backend.deadlines) == count
+
+
+def test_connections_with_a_request_under_way_are_not_closed_for_others() -> None:
+    backend = FakeBackend()
+    with serving(backend, Limits(connections=3, look_every=0.1)) as served:
+        backend.hangs = True
         held = [served.connect() for _ in range(3)]
-        for sock in held:
-            sock.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert sock.recv(65536)
+        for count, sock in enumerate(held, 1):
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: 2\r\n\r\n")
+            until(partial(_asked, backend, count))
         with served.connect() as extra:
             assert ended(extra)
         held.pop().close()
@@ -125,6 +133,24 @@ def test_too_many_connections_are_refused_and_room_comes_back() -> None:
             assert time.monotonic() < deadline
         for sock in held:
             sock.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["silent", "idle"])
+def test_nobody_keeps_others_out_by_holding_all_connections(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(FakeBackend(), Limits(connections=3, head=60, look_every=0.1)) as served:
+        held = [served.connect() for _ in range(3)]
+        for sock in held:
+            if sent:
+                sock.sendall(sent)
+                assert sock.recv(65536)
+        assert well(served)
+        assert ended(held[0]), "the one that waited longest made room"
+        assert well(served)
+        held += [served.connect() for _ in range(20)]
+        assert well(served)
+        for sock in held:
+            sock.close()
+    assert len(caplog.messages) == 1, "it is said once a minute at most"
 
 
 @pytest.mark.parametrize(
