@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 LOCKS := requirements/run.lock requirements/dev.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format docs bench demo loop lock sbom clean
+.PHONY: help run test lint format docs bench soak demo loop lock sbom clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ docs: $(VENV)/.dev ## Write the generated parts of docs/
 
 bench: $(VENV)/.dev ## Measure against other queues (needs redis-server, nginx and node)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+soak: $(VENV)/.dev ## An hour of load and faults (ARGS=MINUTES): nothing lost, nothing that grows (needs redis-server)
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 lock: $(VENV)/.dev ## Renew the locks within the ranges of pyproject.toml
 	$(BIN)/python -m pip install -q uv
