@@ -9,6 +9,7 @@ Commands are imported when they are run, and import what is heavy inside their f
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import importlib
 import io
@@ -24,6 +25,7 @@ from cbq_exporter.cli.interrupts import INTERRUPTED
 from cbq_exporter.errors import CbqError, ConfigError, RefusedError, UsageError
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Objects that may pile up before any is searched for garbage. Starting makes fewer, and all of them stay: each search
 # on the way would find nothing, and together they take a tenth of the time until a command can begin.
@@ -102,6 +104,9 @@ class App(click.Group):
                 sys.stdout.flush()
         except BrokenPipeError:
             code = PIPE_CLOSED
+        except OSError as error:
+            code = _explain(error)
+            _abandon_stdout()
         except KeyboardInterrupt:  # the reader of standard output reads nothing
             code = _interrupted()
         if code in (INTERRUPTED, PIPE_CLOSED):
@@ -210,6 +215,8 @@ def _explain(error: Exception) -> int:
         return _say(str(error), error.exit_code)
     if interrupts.seen():
         return _interrupted()
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return _say(f"the output cannot be written: {error.strerror}: make room, or send it elsewhere", 1)
     return _say(f"unexpected {type(error).__name__}: {error}; run it again with --debug to see where", 1)
 
 

@@ -40,7 +40,7 @@ def config(command: F) -> F:
         "-c",
         "--config",
         "config_path",
-        type=click.Path(path_type=Path),
+        type=click.Path(readable=False, path_type=Path),  # whether it can be read is told by who reads it
         metavar="FILE",
         help="The configuration. Without it: $CBQ_CONFIG, ./config.yaml, or the defaults.",
     )(command)

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from cbq_exporter import logs
@@ -41,6 +41,14 @@ def _run_loop(main: Coroutine[Any, Any, int], *, debug: bool) -> int:
     except ImportError:
         return asyncio.run(main, debug=debug or None)
     return uvloop.run(main, debug=debug or None)
+
+
+def _print(lines: Sequence[str]) -> None:
+    """A full disk, or a reader that went away, does not stop a daemon."""
+    try:
+        os.write(sys.stdout.fileno(), "".join(f"{line}\n" for line in lines).encode())
+    except OSError as error:
+        log.warning("what was printed could not be written", extra={"error": str(error)})
 
 
 async def _serve(application: Application, notifier: Notifier) -> int:
@@ -78,9 +86,7 @@ async def _serve(application: Application, notifier: Notifier) -> int:
     pinging = None
     try:
         await application.start()
-        for line in application.welcome():
-            sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+        _print(application.welcome())
         tell_ready()
         pinging = asyncio.create_task(notifier.ping(application.not_healthy))
         await stop.wait()
