@@ -19,7 +19,8 @@ from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import Snapshot
 from cbq_exporter.web import alerts, expect, openapi, problems
 from cbq_exporter.web.api import MOST_BODY
-from cbq_exporter.web.page import CONTENT_SECURITY_POLICY, page
+from cbq_exporter.web.headers import HEADERS
+from cbq_exporter.web.page import page
 from cbq_exporter.web.status import document
 
 log = logging.getLogger(__name__)
@@ -30,14 +31,6 @@ _MARGIN = 0.5  # seconds kept back of what the scraper waits, for rendering and 
 _LEAST_DEADLINE = 0.1
 _GRACE = 0.25  # seconds a read may overrun before it is given up from outside
 
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    "Referrer-Policy": "no-referrer",
-    "Server": "cbq-exporter",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
 _PATHS = "/metrics, /-/healthy, /-/ready, /api/v1/status, /api/v1/openapi.json and /"
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -179,7 +172,7 @@ def _verdict(good: str, reasons: list[str]) -> web.Response:
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_HEADERS)
+    response.headers.update(HEADERS)
 
 
 @web.middleware

@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cbq_exporter.errors import CbqError
 from cbq_exporter.web.guard import Guard, Limits
 from cbq_exporter.web.protection import Protection
+from cbq_exporter.web.protocol import Protocol
 from cbq_exporter.web.tls_listener import TlsListener
 
 _KEEP_ALIVE = 75.0  # seconds: longer than the usual scrape intervals
@@ -64,14 +65,7 @@ class WebServer:
         sockets = await self._bind()
         self._guard = guard = Guard(self._limits, self._protocol)
         self._app.middlewares.insert(0, guard.middleware)
-        self._runner = web.AppRunner(
-            self._app,
-            access_log=None,
-            keepalive_timeout=_KEEP_ALIVE,
-            lingering_time=_LINGER,
-            shutdown_timeout=_STOP_GRACE,
-            logger=_logger(),
-        )
+        self._runner = web.AppRunner(self._app, shutdown_timeout=_STOP_GRACE)
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         for sock in sockets:
@@ -97,7 +91,14 @@ class WebServer:
     def _protocol(self) -> asyncio.Protocol:
         assert self._runner is not None
         assert self._runner.server is not None
-        return self._runner.server()
+        return Protocol(
+            self._runner.server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=_KEEP_ALIVE,
+            lingering_time=_LINGER,
+            access_log=None,  # type: ignore[arg-type] # which aiohttp takes for none
+            logger=_logger(),
+        )
 
     async def _bind(self) -> list[socket.socket]:
         """One socket for each address of the host that this machine has, all on the same port."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import socket
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import uvloop
 
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.web.guard import Limits
+from cbq_exporter.web.headers import HEADERS
 from tests.support.daemons import until
 from tests.web.serving import FakeBackend, Serving, serving
 
@@ -161,16 +163,22 @@ def test_nobody_keeps_others_out_by_holding_all_connections(sent: bytes, caplog:
         b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20 + b"\r\n\r\n",
         b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\x00\r\n\r\n",
     ],
-    ids=["long header", "many headers", "long path", "tls", "smuggling"],
+    ids=["long header", "many headers", "long path", "tls", "smuggling", "no host", "control character"],
 )
 def test_what_is_no_sane_request_is_refused_without_filling_the_log(
     request_bytes: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(FakeBackend(), QUICK) as served, served.connect() as sock:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, http.client.HTTPException):
             sock.sendall(request_bytes)
-            assert sock.recv(12) in (b"", b"HTTP/1.0 400")
+            answer = http.client.HTTPResponse(sock)
+            answer.begin()
+            assert answer.status == 400
+            assert {answer.headers[name] for name in HEADERS} == set(HEADERS.values())
+            assert answer.read() == b"This is no request that is understood here.\n", "it quotes nothing"
         assert ended(sock)
         assert well(served)
     assert caplog.records == []
