@@ -9,6 +9,7 @@ from cbq_exporter.model import Recovery
 from cbq_exporter.store import records
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.leases import fingerprint_of, is_lease
 from cbq_exporter.store.paging import batches, from_the_tail
 from cbq_exporter.store.times import store_now_ms
 
@@ -40,8 +41,8 @@ class ExpiredLeases:
         no_leases: list[tuple[bytes, None]] = []
         for raw in expired:
             lease = raw.decode("ascii", "replace")
-            if records.is_lease(lease):
-                wanted.setdefault(records.fingerprint_of(lease), []).append(lease)
+            if is_lease(lease):
+                wanted.setdefault(fingerprint_of(lease), []).append(lease)
             else:
                 no_leases.append((raw, None))
         total = await self._recover(no_leases, max_recoveries, 0)

@@ -21,6 +21,7 @@ from cbq_exporter.store import records
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.expired import ExpiredLeases
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.leases import fingerprint_of, is_lease
 from cbq_exporter.store.ledger import Ledger
 from cbq_exporter.store.lock_watch import LockWatch
 from cbq_exporter.store.paging import chunks, from_the_tail
@@ -318,7 +319,7 @@ def _beyond(before: int, progress: Callable[[int], None]) -> Callable[[int], Non
 
 def _count_leased(leases: Sequence[bytes]) -> Counter[bytes]:
     names = (lease.decode("ascii", "replace") for lease in leases)
-    return Counter(bytes.fromhex(records.fingerprint_of(name)) for name in names if records.is_lease(name))
+    return Counter(bytes.fromhex(fingerprint_of(name)) for name in names if is_lease(name))
 
 
 def _digest(payload: bytes) -> bytes:

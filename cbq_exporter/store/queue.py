@@ -27,6 +27,7 @@ from cbq_exporter.store import records
 from cbq_exporter.store.connections import MUTATION_TIMEOUT, Connections
 from cbq_exporter.store.kept import DeadLetters, Retries
 from cbq_exporter.store.keys import STATS_TTL, QueueKeys
+from cbq_exporter.store.leases import read_lease
 from cbq_exporter.store.paging import batches, chunks
 from cbq_exporter.store.times import epoch_ms, ms, store_now_ms
 
@@ -156,7 +157,7 @@ class Queue:
             return None
         _, now_ms, left, next_due, from_retry, new = answer[:6]
         self._ahead_ms = now_ms - _monotonic_ms()
-        items = tuple(map(records.claimed, answer[6::2], answer[7::2]))
+        items = tuple(map(read_lease, answer[6::2], answer[7::2]))
         return Claim(now_ms, items, from_retry, new, left, next_due if next_due >= 0 else None)
 
     def _latest_ms(self) -> int:

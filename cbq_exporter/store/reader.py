@@ -15,9 +15,10 @@ from cbq_exporter import item
 from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.errors import StoreError, StoreUnavailable
 from cbq_exporter.model import LockLook, LockRule, LockView, Mode, QueueView, Snapshot, State
-from cbq_exporter.store import records, schema, trash
+from cbq_exporter.store import schema, trash
 from cbq_exporter.store.connections import READ_TIMEOUT, Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.leases import claimed_at
 from cbq_exporter.store.observing import Observed
 from cbq_exporter.store.times import epoch_ms
 
@@ -338,7 +339,7 @@ def _claimed_at(leases: list[bytes]) -> float | None:
     if not leases:
         return None
     try:
-        return records.claimed_at(leases[0].decode("ascii"))
+        return claimed_at(leases[0].decode("ascii"))
     except ValueError:
         return None  # not written by us
 

@@ -1,15 +1,8 @@
-"""What is kept with a callback that waits for a retry or is dead, and how leases are read.
-
-A lease says all about its claim, so that claiming writes one sorted set and no record:
-``<claimed ms>-<token>-<n>|<SHA-1 of the payload>|<attempts>|<recoveries>|<first claimed ms>``, and where callbacks of
-one key go one after the other ``|<key>:<place>``, its turn.
-"""
+"""What is kept with a callback that waits for a retry or is dead."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -17,7 +10,6 @@ import msgspec
 from cbq_exporter import item
 from cbq_exporter.model import (
     WAITS_FOR_TURN,
-    Claimed,
     Dead,
     DeadLetter,
     DeadReason,
@@ -27,6 +19,7 @@ from cbq_exporter.model import (
     Settlement,
     WaitingRetry,
 )
+from cbq_exporter.store.leases import read_lease
 
 _MAX_TEXT = 2000
 _MAX_URL = 8192
@@ -44,35 +37,6 @@ class _Waiting(msgspec.Struct):
 _decode = msgspec.json.Decoder().decode
 _decode_waiting = msgspec.json.Decoder(_Waiting).decode
 _encode = msgspec.json.Encoder().encode
-
-
-_LEASE = re.compile(r"[0-9]{13}-[0-9]+-[0-9]+\|[0-9a-f]{40}\|[0-9]+\|[0-9]+\|[0-9]+(\|[0-9a-f]+:[0-9]+)?")
-
-
-def is_lease(text: str) -> bool:
-    return _LEASE.fullmatch(text) is not None
-
-
-def claimed(lease: bytes, payload: bytes) -> Claimed:
-    text = lease.decode("ascii")
-    _, fingerprint, history = text.split("|", 2)
-    attempts, recoveries, first_ms, turn = _read_history(history)
-    return Claimed(text, fingerprint, payload, attempts, recoveries, first_ms, turn)
-
-
-@lru_cache(maxsize=64)  # nearly all of one claim have the same
-def _read_history(text: str) -> tuple[int, int, int, str]:
-    attempts, recoveries, first_ms, *turn = text.split("|")
-    return int(attempts), int(recoveries), int(first_ms), turn[0] if turn else ""
-
-
-def fingerprint_of(lease: str) -> str:
-    return lease.split("|", 2)[1]
-
-
-def claimed_at(lease: str) -> float:
-    """When the claim was made, in epoch seconds of the store's clock."""
-    return int(lease[:13]) / 1000
 
 
 def of_settlement(settlement: Settlement, outcome: Retry | Held | Dead) -> bytes:
@@ -107,12 +71,12 @@ def waits_for(record: bytes | None, kinds: Collection[str]) -> str | None:
 
 def of_poison(lease: str, payload: bytes) -> bytes:
     """The record of a callback whose daemon went away too often while it was in flight."""
-    _, _, attempts, recoveries, first_ms, *_ = lease.split("|")
-    count = int(recoveries) + 1
+    claim = read_lease(lease.encode(), payload)
+    count = claim.recoveries + 1
     return _record(
-        attempts=int(attempts),
+        attempts=claim.attempts,
         recoveries=count,
-        first_ms=int(first_ms),
+        first_ms=claim.first_claimed_ms,
         size=len(payload),
         url=item.url_of(payload),
         destination="",

@@ -52,10 +52,11 @@ from cbq_exporter.services.operations import (
     Unlock,
 )
 from cbq_exporter.services.recoverer import Recoverer, RecoveryReport
-from cbq_exporter.store import records, trash
+from cbq_exporter.store import trash
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.healing import Healing
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.leases import read_lease
 from cbq_exporter.store.opening import Store, reader_of
 from cbq_exporter.store.queue import Queue
 from tests.support.interleaving import Actor as Runs
@@ -148,7 +149,7 @@ class Scene:
             pipe.execute()
 
     def claimed(self, lease: bytes, payload: bytes) -> Claimed:
-        return records.claimed(lease, payload)
+        return read_lease(lease, payload)
 
     # --- what is where -----------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ from cbq_exporter import item
 from cbq_exporter.clock import Clock
 from cbq_exporter.errors import StoreError, StoreUnavailable
 from cbq_exporter.model import Mode
-from cbq_exporter.store import permissions, records, schema
+from cbq_exporter.store import permissions, schema
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.leases import fingerprint_of, is_lease
 from cbq_exporter.store.permissions import Missing
 from cbq_exporter.store.times import epoch_ms
 
@@ -268,7 +269,7 @@ def compare(payloads: Sequence[bytes], leases: Sequence[bytes]) -> Comparison:
     there = Counter(hashlib.sha1(payload, usedforsecurity=False).hexdigest() for payload in payloads)
     texts = (lease.decode("ascii", "replace") for lease in leases)
     # What is no lease is taken for one without a callback: it is swept like one.
-    leased = Counter(records.fingerprint_of(text) if records.is_lease(text) else text for text in texts)
+    leased = Counter(fingerprint_of(text) if is_lease(text) else text for text in texts)
     untracked = there - leased
     return Comparison(untracked.total(), (leased - there).total(), untracked.total() - len(untracked))
 
