@@ -185,7 +185,7 @@ class DeadConfig(Section):
     """How much is kept of the callbacks that were given up."""
 
     max_count: Annotated[int, kinds.whole(1, 100_000_000)] = Field(
-        100_000, description="The most that are kept; the oldest are deleted first."
+        100_000, description="The most that are kept. The oldest beyond it are deleted each minute, not at once."
     )
     max_age: Annotated[float, kinds.duration(SECOND, 3650 * DAY)] = Field(
         30 * DAY, description="Those older than this are deleted."
