@@ -7,7 +7,7 @@ def main() -> None:
     from cbq_exporter.cli import interrupts, streams
 
     interrupts.end_at_once()  # before anything is imported that takes its time
-    streams.prepare()
+    streams.open_missing()
 
     from cbq_exporter.cli.main import main as run
 

@@ -57,15 +57,3 @@ def test_a_command_says_what_became_of_its_output(config: str) -> None:
     assert status("> /dev/full") == (1, [f"cbq-exporter: {full}"])
     assert status(">&-") == (0, [])
     assert status("<&- 2>&-") == (0, [])
-
-
-def test_an_encoding_that_cannot_hold_what_is_printed_is_no_error(server: Server, tmp_path: Path) -> None:
-    server.client.set("callback_queue:lock", "worker_ü_中")
-    file = tmp_path / "config.yaml"
-    file.write_text(json.dumps({"redis": {"url": server.url}}))
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(
-        [*PROGRAM, "status", "-c", str(file)], capture_output=True, text=True, timeout=60, env=environment
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert r"worker_\xfc_\u4e2d" in done.stdout
