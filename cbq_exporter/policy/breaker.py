@@ -21,6 +21,7 @@ _MOST_DOUBLINGS = 40
 _ROW = 10  # windows without an attempt end a row of failures
 _JITTER = 0.2  # of the open time: receivers that failed together are not probed together
 _TOO_MANY_REQUESTS = 429
+_FORGOTTEN_AFTER = 600.0  # seconds without a use for it
 
 # The receiver cannot be reached, does not answer, or says that it cannot do its work.
 _FAILURES = frozenset(
@@ -65,7 +66,8 @@ class Circuit(msgspec.Struct, frozen=True, gc=False):
 
     Closed, it counts in two halves of the window: the one that began at ``half_began``, and the one before it; and
     failures ``in_a_row``.
-    Open, it is so until ``until``, for the ``openings``-th time in a row. Half-open, ``succeeded`` probes have.
+    Open, it is so until ``until``, for the ``openings``-th time in a row. Half-open, ``succeeded`` probes have, the
+    last of them at ``until``.
     """
 
     phase: Phase = Phase.CLOSED
@@ -104,7 +106,7 @@ def record(circuit: Circuit, rule: BreakerRule, *, succeeded: int, failed: int, 
             return _opened(circuit.openings + 1, rule, now, roll)
         if circuit.succeeded + succeeded >= rule.probes:
             return Circuit(half_began=now)
-        return Circuit(Phase.HALF_OPEN, openings=circuit.openings, succeeded=circuit.succeeded + succeeded)
+        return Circuit(Phase.HALF_OPEN, openings=circuit.openings, until=now, succeeded=circuit.succeeded + succeeded)
     half = rule.window / 2
     if now - circuit.half_began < half:
         before, began = circuit, circuit.half_began
@@ -130,7 +132,7 @@ def record(circuit: Circuit, rule: BreakerRule, *, succeeded: int, failed: int, 
 def probing(circuit: Circuit, now: float) -> Circuit:
     """Half-open where it was open and its time is over."""
     if circuit.phase is Phase.OPEN and now >= circuit.until:
-        return Circuit(Phase.HALF_OPEN, openings=circuit.openings)
+        return Circuit(Phase.HALF_OPEN, openings=circuit.openings, until=circuit.until)
     return circuit
 
 
@@ -149,6 +151,11 @@ def says_nothing(circuit: Circuit, rule: BreakerRule, now: float) -> bool:
     """Whether a new one in its place would be the same from now on."""
     kept = _ROW * rule.window if circuit.in_a_row else rule.window
     return circuit.phase is Phase.CLOSED and now - circuit.half_began >= kept
+
+
+def forgotten_in(circuit: Circuit, now: float) -> float:
+    """In how many seconds one that is not closed is forgotten, where nothing waits for it to close."""
+    return max(0.0, circuit.until + _FORGOTTEN_AFTER - now)
 
 
 def _opened(openings: int, rule: BreakerRule, now: float, roll: float) -> Circuit:

@@ -90,7 +90,7 @@ class Backlogs:
         self._remembered = 0  # ids
         self.coming = 0  # those that were made due and are not claimed yet
 
-    def __contains__(self, destination: str) -> bool:
+    def __contains__(self, destination: object) -> bool:
         return destination in self._all
 
     def __len__(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 
 from cbq_exporter.clock import Clock
 from cbq_exporter.config import BreakerConfig
@@ -138,8 +138,14 @@ class Circuits:
             if self._unwell.get(name) is circuit:
                 self._unsaved.discard(name)
 
-    async def look(self) -> None:
-        """Close what a person has closed in the store. Raises StoreError."""
+    def forgotten_in(self, name: str) -> float:
+        """In how many seconds ``look`` forgets one that is not closed, where nothing waits for it."""
+        return max(_LOOK, breaker.forgotten_in(self._unwell[name], self._clock.monotonic()))
+
+    async def look(self, waiting: Container[str] = ()) -> None:
+        """Close what a person has closed in the store, and what nobody will probe: ``waiting`` are the destinations
+        for which something waits. Raises StoreError.
+        """
         now = self._clock.monotonic()
         if not self._unwell or self._unsaved or now - self._looked < _LOOK:
             return
@@ -150,6 +156,11 @@ class Circuits:
                 log.info("a circuit was closed by hand", extra={"queue": self._queue, "destination": name})
                 self._note(name, circuit.phase, Circuit())
                 self._unsaved.discard(name)
+            elif name not in waiting and not breaker.forgotten_in(circuit, now):
+                log.info(
+                    "a circuit is forgotten: nothing waits for it", extra={"queue": self._queue, "destination": name}
+                )
+                self._note(name, circuit.phase, Circuit())
 
     def forget(self) -> None:
         """Somebody else sends now, and knows better."""

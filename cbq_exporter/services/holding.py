@@ -160,7 +160,7 @@ class Holding:
             self._backlogs.begin()
             self._known = True
         await self.circuits.save()
-        await self.circuits.look()
+        await self.circuits.look(self._backlogs)
 
     async def let_go(self) -> int:
         """Make due what destinations have an appetite for; how many these were. Raises StoreError."""
@@ -183,8 +183,11 @@ class Holding:
         if not self:
             return None
         turn = self._backlogs.next_turn()
-        moments = [seconds for name in self.circuits.unwell if (seconds := self._wanted_in(name))]
-        return min([*moments, *([] if turn is None else [turn])], default=None)
+        moments = [
+            self._wanted_in(name) or (0.0 if name in self._backlogs else self.circuits.forgotten_in(name))
+            for name in self.circuits.unwell
+        ]
+        return min([*filter(None, moments), *([] if turn is None else [turn])], default=None)
 
     def forget(self) -> None:
         """Somebody else sends now."""
