@@ -269,6 +269,18 @@ def warn_hasty_recovery(at: Place, queue: QueueConfig) -> Iterator[Finding]:
         )
 
 
+def warn_own_store_of_others(config: Config) -> Iterator[Finding]:
+    """A queue in observe or supervise mode without a `redis.url`: the store is the daemon's own, and nobody sends."""
+    if config.redis.url is None:
+        for position, queue in enumerate(config.queues):
+            if queue.mode is not Mode.DISPATCH:
+                yield Finding(
+                    ("queues", position, "mode"),
+                    f"{queue.mode}, and redis.url is null, which is a store of the daemon's own",
+                    "nobody sends what is queued there; name the Redis that your software uses",
+                )
+
+
 def warn_clear_password(config: Config) -> Iterator[Finding]:
     """A password in a `redis://` URL to another machine: it crosses the network unencrypted."""
     url = config.redis.url
@@ -315,6 +327,7 @@ QUEUE_RULES: tuple[QueueRule, ...] = (
     refuse_low_max_ttl,
 )
 WARNINGS: tuple[Rule, ...] = (
+    warn_own_store_of_others,
     warn_clear_password,
     warn_unused_token,
     warn_clear_tokens,

@@ -230,6 +230,9 @@ def test_the_embedded_server_must_be_installed(monkeypatch: pytest.MonkeyPatch, 
     loaded("redis: {url: unix:///run/redis.sock}")
 
 
+REDIS = "redis: {url: 'redis://db'}"
+
+
 def test_a_short_timeout_needs_no_second_key(loaded: Load) -> None:
     loaded("queues: [{name: q, delivery: {timeout: 1s}}]")
 
@@ -257,8 +260,12 @@ def test_a_short_timeout_needs_no_second_key(loaded: Load) -> None:
             "queues: [{name: q, recovery: {stuck_after: 119s}}]",
             "queues[0].recovery.stuck_after: 119s is shorter than the retries of existing workers (about 2m)",
         ),
-        ("queues: [{name: q, recovery: {stuck_after: 119s}, mode: supervise}]", "queues[0].recovery.stuck_after: 119s"),
-        ("queues: [{name: q, recovery: {stuck_after: 119s}, mode: observe}]", None),
+        (f"{{{REDIS}, queues: [{{name: q, recovery: {{stuck_after: 119s}}, mode: supervise}}]}}", "queues[0].recovery"),
+        (f"{{{REDIS}, queues: [{{name: q, recovery: {{stuck_after: 119s}}, mode: observe}}]}}", None),
+        (
+            "queues: [{name: a, prefix: a}, {name: b, prefix: b, mode: observe}]",
+            "queues[1].mode: observe, and redis.url is null, which is a store of the daemon's own: nobody sends what",
+        ),
         ("queues: [{name: q, recovery: {stuck_after: 2m}}]", None),
         ("alerts: {auth: {bearer_token_file: t}}", "alerts.routes: is empty: alerts are received, and nothing is done"),
         (f"alerts: {{auth: {{bearer_token_file: t}}, routes: [{ROUTE}]}}", None),
