@@ -11,6 +11,7 @@ pattern must fit the whole text. The syntax is that of RE2 without what a whole 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -49,6 +50,10 @@ class _Set:
         within = any(low <= form <= high for form in forms for low, high in self.ranges)
         return (within or any(char in part for part in self.parts)) is not self.negated
 
+    def bounds(self) -> set[str]:
+        """The ends of its ranges. Characters with the same ones below and at them are all in it, or none is."""
+        return {end for ends in self.ranges for end in ends}.union(*(part.bounds() for part in self.parts))
+
 
 @dataclass(frozen=True, slots=True)
 class _Row:
@@ -70,6 +75,7 @@ class _Repeat:
 
 
 _Node = _Set | _Row | _Choice | _Repeat
+_Kind = int | tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -86,29 +92,40 @@ class Pattern:
 
     text: str
     _steps: list[_Step] = field(default_factory=list, repr=False)
-    _moves: dict[tuple[frozenset[int], str], frozenset[int]] = field(default_factory=dict, repr=False)
+    _moves: dict[tuple[frozenset[int], _Kind], frozenset[int]] = field(default_factory=dict, repr=False)
     _start: frozenset[int] = field(default=frozenset(), repr=False)
+    _bounds: list[str] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         start = self._compile(_Reader(self.text).read(), _END)
         object.__setattr__(self, "_start", self._reached([start]))
+        sets = {step.chars for step in self._steps if step.chars is not None}
+        self._bounds.extend(sorted(set[str]().union(*(chars.bounds() for chars in sets))))
 
     def fits(self, text: str) -> bool:
         """Whether it fits all of ``text``."""
         at = self._start
+        any_case = self.text.startswith("(?i)")
         for char in text:
-            after = self._moves.get((at, char))
+            # Of a kind, not of a character: those of all the world's writing are more than can be remembered.
+            kind = tuple(map(self._kind, (char, char.lower(), char.upper()))) if any_case else self._kind(char)
+            after = self._moves.get((at, kind))
             if after is None:
                 after = self._reached(
                     then for step in at if step != _END and char in self._chars(step) for then in self._steps[step].then
                 )
                 if len(self._moves) >= _MOST_MOVES:
                     self._moves.clear()
-                self._moves[at, char] = after
+                self._moves[at, kind] = after
             if not after:
                 return False
             at = after
         return _END in at
+
+    def _kind(self, char: str) -> int:
+        """The same for characters that no set of the pattern tells from each other."""
+        at = bisect_left(self._bounds, char)
+        return 2 * at + (at < len(self._bounds) and self._bounds[at] == char)
 
     def _chars(self, step: int) -> _Set:
         chars = self._steps[step].chars

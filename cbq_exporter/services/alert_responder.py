@@ -119,7 +119,8 @@ class AlertResponder:
     async def _decide(self, alerts: Sequence[Alert], received: list[Received], *, only_look: bool) -> None:
         needless: dict[Operation, str] = {}  # of many alerts that ask for the same, the store is asked once
         for alert in alerts:
-            decision = decide(alert, self._routes, self._modes)
+            # Beside the loop: labels come from outside, and may be as long as the body of a request.
+            decision = await asyncio.to_thread(decide, alert, self._routes, self._modes)
             if isinstance(decision, Act):
                 received.append(await self._admit(alert, decision, needless, only_look=only_look))
             else:

@@ -162,6 +162,16 @@ def test_what_takes_others_years_is_quick(pattern: str) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_every_writing_of_the_world_is_quick() -> None:
+    """So many characters that moves cannot be remembered by each of them."""
+    found = Pattern(".*(foo|bar)[a-z]{1,30}x.*y.*[à-ü].*")
+    text = "".join(map(chr, range(0x4E00, 0x9000))) * 5
+    began = time.process_time()
+    assert not found.fits(text)
+    assert found.fits(f"{text}barcx{text}y{text}ö{text}")
+    assert time.process_time() - began < 3  # it was 12 s where they were
+
+
 @pytest.mark.parametrize(
     ("pattern", "fits", "does_not"),
     [

@@ -90,7 +90,7 @@ class Stage:
     def is_stuck(self, *payloads: bytes) -> None:
         """Claimed by others, and seen so long ago that it counts as stuck."""
         self.redis.rpush(self.keys.processing, *payloads)
-        self.do(self.desk.store.healing[QUEUE].look_at_processing(300.0))
+        self.do(self.desk.store.healing[QUEUE].sightings.look(300.0))
         for name in self.redis.zrange(self.keys.sightings, 0, -1):
             self.redis.zadd(self.keys.sightings, {name: 1})
 
@@ -182,6 +182,26 @@ def test_an_alert_recovers_what_is_known_to_be_stuck_and_nothing_else(stage: Sta
     assert stage.entries[-1].reason == "alert Stuck, alerts.routes[0]"
     (listed,) = stage.do(stage.alerts.newest(10))
     assert (listed.state, listed.intent.alert, listed.intent.detail) == (AlertState.DONE, "Stuck", "callbacks 2")
+
+
+def test_nothing_else_waits_for_long_labels(stage: Stage) -> None:
+    turns = 0
+
+    async def work() -> list[Received]:
+        nonlocal turns
+        receiving = asyncio.create_task(stage.desk.responder.receive([alert("x" * 1_000_000)]))
+        while not receiving.done():
+            turns += 1
+            await asyncio.sleep(0.005)
+        return receiving.result()
+
+    config = Config(
+        queues=stage.config.queues,
+        alerts={"routes": [{"match": ['alertname=~".*(foo|bar)[a-z]{1,30}x.*y.*"'], "action": "recover"}]},
+    )
+    stage.desk = Desk(stage.connections, config)
+    assert [one.outcome for one in stage.do(work())] == [AlertOutcome.UNMATCHED]
+    assert turns > 5
 
 
 def test_the_same_alert_again_or_resolved_does_nothing_more(stage: Stage) -> None:
@@ -496,7 +516,7 @@ def replica(stage: Stage, *alerts: Alert) -> Runs:
 def test_two_replicas_with_the_same_alert_act_once(stage: Stage) -> None:
     def prepare() -> None:
         stage.redis.flushdb()
-        # Not by the loop that the race runs in: what look_at_processing would write.
+        # Not by the loop that the race runs in: what a look at processing would write.
         stage.redis.rpush(stage.keys.processing, callback(1))
         stage.redis.zadd(stage.keys.sightings, {f"{_sha1(callback(1))}#0": 1})
 
