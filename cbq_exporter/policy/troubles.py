@@ -48,14 +48,11 @@ def troubles(view: QueueView, now: float) -> list[str]:
     if view.retry_overdue:
         found.append(f"{view.retry_overdue:,} {'retry' if view.retry_overdue == 1 else 'retries'} overdue")
     waiting = view.oldest_at.get(State.PENDING)
-    late = waiting is not None and now - waiting > _WAITS_TOO_LONG
-    # Not every producer says when it queued.
-    unknown = waiting is None and bool(view.lengths.get(State.PENDING))
-    begun = view.lengths.get(State.PROCESSING) or view.lengths.get(State.RETRY)
-    # A daemon that dispatches holds the lock also while nothing waits.
-    if view.mode is Mode.DISPATCH and view.lock is None and (late or unknown or begun):
+    unsent = any(view.lengths.get(state) for state in (State.PENDING, State.PROCESSING, State.RETRY))
+    # A daemon that dispatches holds the lock all the time, also of a queue that is empty or paused.
+    if view.mode is Mode.DISPATCH and view.lock is None and unsent:
         found.append("nobody sends: is the daemon running?")
-    elif late:
+    elif waiting is not None and now - waiting > _WAITS_TOO_LONG:
         found.append("callbacks wait for more than a minute")
     return found
 

@@ -33,12 +33,12 @@ def test_a_queue_that_works_has_none() -> None:
 
 
 def test_only_where_a_daemon_is_to_send_is_it_missed() -> None:
-    waits: dict[str, Any] = {"oldest_at": {State.PENDING: NOW - 100}}
+    waits: dict[str, Any] = {"lengths": {State.PENDING: 1}, "oldest_at": {State.PENDING: NOW - 100}}
     assert trouble(**waits) == ["nobody sends: is the daemon running?"]
     theirs = trouble(Mode.SUPERVISE, **waits)
     assert theirs == trouble(Mode.OBSERVE, **waits) == ["callbacks wait for more than a minute"]
     for state in (State.PENDING, State.PROCESSING, State.RETRY):
-        there: dict[str, Any] = {"lengths": {state: 3}}  # nobody knows since when
+        there: dict[str, Any] = {"lengths": {state: 3}}  # since when does not matter
         assert trouble(**there) == ["nobody sends: is the daemon running?"]
         assert trouble(**there, lock=LockView("daemon_1", 20.0, ours=True)) == []
         assert trouble(Mode.OBSERVE, **there) == trouble(lengths={state: 0}) == []
