@@ -49,6 +49,10 @@ _UNAVAILABLE = (
     ("TRYAGAIN", "tryagain", "slots are being moved"),
     ("max number of clients", "maxclients", "it has no connection left: raise maxclients"),
 )
+# Whoever says this, or nothing, may not be the server any more that the address stands for: after a failover names
+# and virtual addresses lead to another one, and the old one keeps the connections that it has.
+_MAY_HAVE_MOVED = frozenset({"connect", "timeout", "readonly", "masterdown", "noreplicas"})
+_SETTING = "redis.url, or CBQ_REDIS_URL, which goes before it"
 _PERMISSION = "the user of redis.url lacks a permission: cbq-exporter explain redis-acl.md has the lines"
 _MISUSE = (
     (
@@ -77,20 +81,22 @@ ERROR_KINDS = (
 )
 
 
-def translate(error: BaseException, where: str) -> StoreError:
-    """The driver's ``error`` as one of ours; ``where`` is the server's address, without a password."""
+def translate(error: BaseException, where: str, setting: str = _SETTING) -> StoreError:
+    """The driver's ``error`` as one of ours; ``where`` is the server's address, without a password, ``setting`` what
+    it comes from.
+    """
     if type(error) is driver.ConnectionError and isinstance(error.__cause__, driver.RedisError):
         error = error.__cause__  # the greeting on a unix socket was refused
     text = _said(error)
     if isinstance(error, driver.AuthenticationError | driver.AuthorizationError) or _has("NOAUTH", text):
-        do = "check user and password of redis.url, or of CBQ_REDIS_URL, which goes before it"
+        do = f"check user and password of {setting}"
         return StoreUnavailable(f"Redis at {where} refuses the login: {do} ({text})", kind="auth")
     if isinstance(error, driver.TimeoutError | TimeoutError):
         # A server that speaks no TLS waits for the end of what it takes for a command.
         doubt = "; does it speak TLS?" if where.startswith("rediss:") and "connecting" in text else ""
         return StoreUnavailable(f"Redis at {where} does not answer in time: {text or 'timeout'}{doubt}", kind="timeout")
     # The embedded one has no address that could be wrong.
-    do = ": check that it runs, and redis.url, or CBQ_REDIS_URL, which goes before it" if "://" in where else ""
+    do = f": check that it runs, and {setting}" if "://" in where else ""
     unreachable = type(error) is driver.ConnectionError and "max number of clients" not in text
     if unreachable or isinstance(error, OSError):
         # Not the server's words: they may hold a path or a host name.
@@ -199,6 +205,9 @@ class Connections:
             await client.close()
 
     def _note(self, error: StoreError) -> None:
+        if error.kind in _MAY_HAVE_MOVED:
+            for client in (self._mutations, self._reads, self._waits):
+                client.renew()
         if self._on_error is not None:
             self._on_error(error.kind)
 
@@ -238,7 +247,15 @@ class _Client:
         self._name = str(self._maker.connection_kwargs.pop("client_name", _CLIENT_NAME))
         self._free = asyncio.Semaphore(most)
         self._idle: list[Any] = []
+        self._outdated: list[Any] = []
+        self._renewals = 0
         self._closed = False
+
+    def renew(self) -> None:
+        """Use no connection again that is open now: the next command looks the address up anew."""
+        self._renewals += 1
+        self._outdated += self._idle
+        self._idle.clear()
 
     async def call(self, *command: Any) -> Any:
         answer = (await self.call_many((command,)))[0]
@@ -250,8 +267,10 @@ class _Client:
         """An answer for each command; an exception in the place of one that the server refused."""
         async with self._free:
             connection = self._idle.pop() if self._idle else self._maker.make_connection()
-            whole = False
+            whole, renewals = False, self._renewals
             try:
+                while self._outdated:
+                    await self._outdated.pop().disconnect(nowait=True)
                 if not connection.is_connected or await connection.can_read():
                     await self._open(connection)
                 await connection.send_packed_command(b"".join([_pack(tuple(command)) for command in commands]))
@@ -264,7 +283,7 @@ class _Client:
                 whole = True
                 return answers
             finally:
-                if whole and not self._closed:
+                if whole and not self._closed and renewals == self._renewals:
                     self._idle.append(connection)
                 else:
                     await connection.disconnect(nowait=True)
@@ -272,9 +291,10 @@ class _Client:
     async def close(self) -> None:
         """Commands in flight end as they will; their connections are closed then."""
         self._closed = True
-        while self._idle:
+        self.renew()
+        while self._outdated:
             with contextlib.suppress(driver.RedisError, OSError):
-                await self._idle.pop().disconnect()
+                await self._outdated.pop().disconnect()
 
     async def _open(self, connection: Any) -> None:
         """Nothing was sent yet: so it is safe to replace a connection that the server closed meanwhile."""

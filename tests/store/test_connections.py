@@ -23,6 +23,7 @@ from redis.retry import Retry
 from cbq_exporter.errors import StoreError, StoreMisuse, StoreUnavailable
 from cbq_exporter.store.connections import ERROR_KINDS, MUTATION_TIMEOUT, Connections
 from cbq_exporter.store.scripts import Script
+from tests.support.fault_proxy import FaultProxy
 from tests.support.receiver import self_signed
 from tests.support.servers import KINDS, Server, may_debug
 
@@ -257,6 +258,25 @@ def test_each_trouble_has_its_name(
 
     with trouble(own_server) as url:
         asyncio.run(scenario(url))
+
+
+def test_who_has_become_a_replica_is_left_for_where_its_name_leads_now(each_server: Server) -> None:
+    async def scenario() -> None:
+        with Server(each_server.kind) as old, FaultProxy(old.socket) as name:
+            async with connected(name.url) as connections:
+                assert await connections.run(COUNT, ["n"], []) == 1
+                assert await connections.read("GET", "n") == b"1"
+                each_server.client.set("n", 10)
+                name.lead_to(each_server.socket)
+                assert await connections.run(COUNT, ["n"], []) == 2  # it was asked for nothing before
+                old.client.replicaof("127.0.0.1", 1)
+                with pytest.raises(StoreUnavailable, match="it is a replica"):
+                    await connections.run(COUNT, ["n"], [])
+                assert await connections.run(COUNT, ["n"], []) == 11
+                assert await connections.read("GET", "n") == b"11"
+                await until(lambda: not clients(old))
+
+    asyncio.run(scenario())
 
 
 def test_the_server_may_forget_the_scripts(each_server: Server) -> None:

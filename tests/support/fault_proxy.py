@@ -114,6 +114,10 @@ class FaultProxy:
 
         self._do(change())
 
+    def lead_to(self, upstream: Path) -> None:
+        """New connections, as a name in the DNS would after a failover; those that are open stay where they are."""
+        self._upstream = str(upstream)
+
     def heal(self) -> None:
         """Nothing is broken any more; what is half dead (a black hole) is closed."""
 
