@@ -50,7 +50,7 @@ _KNOWN: tuple[tuple[str, Callable[[], str]], ...] = (
 
 
 # Where the daemon and the commands have their server from.
-_OF_A_FILE = re.compile(r"redis\.url, or (of )?CBQ_REDIS_URL, which goes before it")
+_OF_A_FILE = re.compile(r"redis\.url, or CBQ_REDIS_URL, which goes before it")
 
 
 def translated(said: str) -> str:

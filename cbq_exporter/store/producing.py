@@ -123,7 +123,7 @@ class _Batch:
 
     def failed(self, error: Exception, shown_as: str, *, in_doubt: bool) -> EnqueueError:
         """``in_doubt``: they may be in the queue all the same."""
-        ours = translate(error, shown_as)
+        ours = translate(error, shown_as, _SETTING)
         these = tuple(self.payloads)
         return EnqueueError(
             str(ours),
@@ -150,6 +150,7 @@ def _batches(payloads: Sequence[bytes]) -> Iterator[_Batch]:
 
 
 _COMMANDS = 3
+_SETTING = "its URL"  # which the program has from anywhere, such as from the cache of a Django project
 
 
 def _commands(keys: QueueKeys, payloads: Sequence[bytes]) -> list[bytes]:

@@ -201,7 +201,8 @@ def test_of_many_it_is_told_which(server: Server, proxy: FaultProxy, push: Push)
 
 def test_what_was_never_sent_is_safe_to_push_again(push: Push) -> None:
     callbacks = CallbackQueue("unix:///nowhere/s.sock")
-    with pytest.raises(EnqueueError, match=r"cannot be reached.*\(1 not enqueued\)") as told:
+    said = r"cannot be reached: .*: check that it runs, and its URL \(1 not enqueued\)"
+    with pytest.raises(EnqueueError, match=said) as told:
         push(callbacks, [callbacks.write(URL, 1)])
     assert told.value.in_doubt == ()
 
