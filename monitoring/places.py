@@ -1,4 +1,7 @@
-"""Where alerts and dashboards point to. Other places: change these two lines and run ``make docs``."""
+"""Where alerts and dashboards point to. Other places: change these two lines and run ``make docs``.
+
+Dockerfile and deploy/systemd/cbq-exporter.service name the same repository; a test says where they do not.
+"""
 
 from __future__ import annotations
 

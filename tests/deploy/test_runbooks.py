@@ -18,7 +18,8 @@ from monitoring.places import RUNBOOKS
 from monitoring.rules import ALERTS
 from tests.support.prometheus import Alertmanager, program
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs/runbooks"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docs/runbooks"
 PAGES = sorted(FOLDER.glob("*.md"))
 
 HEADINGS = [
@@ -34,6 +35,17 @@ HEADINGS = [
 def test_each_alert_has_a_page_and_each_page_an_alert() -> None:
     assert {page.stem for page in PAGES} == {alert.name for alert in ALERTS}
     assert {alert.runbook_url for alert in ALERTS} == {f"{RUNBOOKS}/{page.name}" for page in PAGES}
+
+
+@pytest.mark.parametrize("file", ["Dockerfile", "deploy/systemd/cbq-exporter.service"])
+def test_other_addresses_of_the_repository_are_the_same(file: str) -> None:
+    """Whoever publishes it elsewhere finds all of them by the first one."""
+    repository = RUNBOOKS.removesuffix("/blob/main/docs/runbooks")
+    addresses = re.findall(r"https://github\.com/[^\s\"]+", (ROOT / file).read_text())
+    assert addresses
+    for address in addresses:
+        assert address.startswith(repository)
+        assert (ROOT / address.removeprefix(repository).removeprefix("/blob/main").lstrip("/")).exists()
 
 
 def test_the_command_in_each_alert_prints_its_page() -> None:
