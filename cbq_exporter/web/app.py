@@ -19,6 +19,7 @@ from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.model import Snapshot
 from cbq_exporter.web import alerts, expect, openapi, problems
 from cbq_exporter.web.api import MOST_BODY
+from cbq_exporter.web.guesses import Guesses
 from cbq_exporter.web.headers import HEADERS
 from cbq_exporter.web.page import page
 from cbq_exporter.web.status import document
@@ -64,6 +65,7 @@ def create_app(backend: Backend, *changing: Routes) -> web.Application:
     handlers = _Handlers(backend)
     app = web.Application(middlewares=[_answer_errors], client_max_size=MOST_BODY)
     app.on_response_prepare.append(_add_headers)
+    app.on_response_prepare.append(Guesses().note)
     for path, handler in (
         ("/", handlers.page),
         ("/metrics", handlers.metrics),

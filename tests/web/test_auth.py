@@ -12,6 +12,7 @@ from cbq_exporter.web.auth import Tokens
 from cbq_exporter.web.problems import Code, ProblemError
 from tests.support.servers import Server
 from tests.web.api_serving import OTHER, TOKEN, api_serving, problem, token_file
+from tests.web.test_basic_auth import basic, web_yml
 
 NAMELESS = "a-token-without-a-name"
 
@@ -129,6 +130,25 @@ def test_nobody_is_told_anything_before_the_token(server: Server, tmp_path: Path
     assert all(answer.headers["WWW-Authenticate"].startswith("Bearer ") for answer in answers)
     assert {problem(answer)["code"] for answer in answers} == {"unauthorized"}
     assert api.operator.planned == []
+
+
+def test_the_log_tells_of_guesses_without_what_was_guessed(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with api_serving(server, token_file(tmp_path), config_file=web_yml(tmp_path, carol="a")) as api:
+        api.post("callbacks/unlock", token=None)
+        api.served.ask("/metrics")
+        api.post("callbacks/unlock")
+        assert caplog.messages == [], "a browser asks without a password first"
+        api.post("callbacks/unlock", token="a-guess-at-the-token")
+        api.served.ask("/metrics?x=%0a", Authorization=basic("carol", "a-guess"))
+        asked = [(one.method, one.path, one.address) for one in caplog.records]  # type: ignore[attr-defined]
+        here = "127.0.0.1"
+        assert asked == [("POST", "/api/v1/queues/callbacks/unlock", here), ("GET", "/metrics", here)]
+        assert "a-guess" not in "".join(str(vars(one)) for one in caplog.records)
+        for number in range(200):
+            api.post("callbacks/unlock", token=f"a-guess-at-the-token-{number}")
+        assert len(caplog.records) == 100, "in a minute"
 
 
 def test_two_authorizations_are_refused_even_where_both_are_right(server: Server, tmp_path: Path) -> None:
