@@ -19,6 +19,7 @@ from cbq_exporter.errors import CbqError, StoreError, StoreMisuse, StoreUnavaila
 
 if TYPE_CHECKING:
     from cbq_exporter.cli.operating import Desk
+    from cbq_exporter.config import QueueConfig
     from cbq_exporter.store.queue import Queue
 
 MAX_LINE = 64 * 1024 * 1024  # bytes; Redis itself takes no value of more than 512 MiB
@@ -66,7 +67,7 @@ def enqueue(
     """
     if url is not None:
         payload = _from_flags(url, data, task_id, status, prompt)
-        return run(_push_one(config_path, queue_name, payload, with_data=data is not None))
+        return run(_push_one(config_path, queue_name, payload, url, with_data=data is not None))
     if data is not None or task_id is not None or prompt is not None:
         raise UsageError("--data, --task-id and --prompt need --url; callbacks on standard input carry their own")
     if sys.stdin.isatty():
@@ -111,7 +112,9 @@ def _json_argument(data: str | None) -> object:
         raise UsageError(f"--data is not JSON: {error}; for a file write @ before its name") from None
 
 
-async def _push_one(config_path: Path | None, queue_name: str | None, payload: bytes, *, with_data: bool) -> int:
+async def _push_one(
+    config_path: Path | None, queue_name: str | None, payload: bytes, url: str, *, with_data: bool
+) -> int:
     async with open_desk(config_path, queue_name) as desk, _in_audit(desk) as count:
         name = desk.queue.name
         pending = await desk.store.queues[name].enqueue([payload])
@@ -119,7 +122,25 @@ async def _push_one(config_path: Path | None, queue_name: str | None, payload: b
     output.say(f"enqueued 1 callback in {name} ({pending:,} pending)")
     if not with_data and desk.queue.delivery.request.body == "data":
         output.say("it has no --data: its body is {}")
+    refused = _refused_at_sight(url, desk.queue)
+    if refused is not None:
+        output.say(f"it will be a dead letter: {refused}; cbq-exporter check-url tells what lets it through")
     return 0
+
+
+def _refused_at_sight(url: str, queue: QueueConfig) -> str | None:
+    """What the egress guard has against it, where this daemon's configuration is the one that sends."""
+    from cbq_exporter.delivery.egress import policy_of
+    from cbq_exporter.delivery.url import parse
+    from cbq_exporter.model import Mode
+
+    if queue.mode is not Mode.DISPATCH:
+        return None
+    target = parse(url)
+    policy = policy_of(queue.delivery.egress)
+    if queue.delivery.proxy is not None:
+        return policy.verdict_on_target(target.host, target.port)
+    return policy.verdict_at_sight(target.host, target.port)
 
 
 async def _push_lines(

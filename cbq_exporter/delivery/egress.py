@@ -90,6 +90,8 @@ _LOW_96 = _table(
 _SIX_TO_FOUR = IPv6Network("2002::/16")
 _TEREDO = IPv6Network("2001::/32")
 
+_LOCALHOST = ("127.0.0.1", "::1")
+
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
@@ -135,6 +137,19 @@ class EgressPolicy:
                 return f"{name} is a private name"
             return None
         return self.verdict(host)
+
+    def verdict_at_sight(self, host: str, port: int) -> str | None:
+        """Why a request there is refused for certain, of a host as ``url.parse`` gives it, without looking it up."""
+        reason = self.verdict_on_port(port)
+        if reason is not None:
+            return reason
+        addresses = _LOCALHOST if host.rstrip(".").lower() == "localhost" else (host,)
+        try:
+            ip_address(addresses[0])
+        except ValueError:
+            return None
+        reasons = [self.verdict(address) for address in addresses]
+        return reasons[0] if all(reasons) else None
 
     def _judge(self, text: str) -> str | None:
         try:

@@ -171,6 +171,28 @@ def test_a_body_that_would_be_empty_is_told(cli: Cli) -> None:
     assert cli("enqueue", "--url", "http://example.com/").stderr.count("\n") == 1
 
 
+def test_a_receiver_that_is_refused_for_certain_is_told(cli: Cli) -> None:
+    def told(url: str) -> list[str]:
+        result = cli("enqueue", "--url", url, "--data", "1")
+        assert result.exit_code == 0
+        return result.stderr.splitlines()[1:]
+
+    line = "it will be a dead letter: {}; cbq-exporter check-url tells what lets it through"
+    assert told("http://127.0.0.1:8000/") == [line.format("127.0.0.1 is a loopback address")]
+    assert told("http://2130706433/") == [line.format("127.0.0.1 is a loopback address")]
+    assert told("http://localhost/") == [line.format("127.0.0.1 is a loopback address")]
+    assert told("http://[fd00::1]/") != []
+    assert told("http://93.184.216.34/") == []
+    assert told("http://intranet.example/") == []  # nobody has looked it up
+    text = cli.config_file.read_text()
+    allow = "{delivery: {egress: {allow: ['127.0.0.0/8'], ports: [80]}}, "
+    cli.config_file.write_text(text.replace("queues:\n  - {", f"queues:\n  - {allow}", 1))
+    assert told("http://localhost/") == told("http://127.0.0.1/") == []
+    assert told("http://127.0.0.1:8000/") == [line.format("port 8000 is none of 80")]
+    cli.config_file.write_text(text.replace("queues:\n  - {", "queues:\n  - {mode: observe, ", 1))
+    assert told("http://127.0.0.1:8000/") == []  # others send
+
+
 def test_without_a_store(cli: Cli, tmp_path: Path) -> None:
     cli.config_file.write_text(f"redis: {{url: 'unix://{tmp_path}/none.sock'}}\nqueues:\n  - {{name: callbacks}}\n")
     result = cli("enqueue", "--url", "http://example.com/")
