@@ -68,13 +68,13 @@ async def _ours(server: RedisServer, count: int) -> list[Step]:
         _fill(server, count)
         steps = []
         look, step = await _timed(
-            server, connections, "first look", count, lambda: healing.look_at_processing(_STUCK_AFTER)
+            server, connections, "first look", count, lambda: healing.sightings.look(_STUCK_AFTER)
         )
         _expect(look.new, count)
         steps.append(step)
         _let_pass(server)
         look, step = await _timed(
-            server, connections, "another look", count, lambda: healing.look_at_processing(_STUCK_AFTER)
+            server, connections, "another look", count, lambda: healing.sightings.look(_STUCK_AFTER)
         )
         _expect(look.stuck, count)
         steps.append(step)

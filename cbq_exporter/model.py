@@ -291,7 +291,7 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class ProcessingLook:
-    """What one look at processing found; see ``store.healing``.
+    """What one look at processing found; see ``store.sightings``.
 
     ``untracked`` counts callbacks that no lease of ours holds, ``stuck`` those of them that were first seen long
     enough ago. ``new`` and ``gone`` are sightings that began and ended with this look. ``ineffective`` counts

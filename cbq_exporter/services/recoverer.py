@@ -49,7 +49,7 @@ class Recoverer:
 
     async def run_once(self) -> RecoveryReport:
         """One look, and what follows from it; raises StoreError."""
-        look = await self._healing.look_at_processing(self._rule.stuck_after, every=self._every)
+        look = await self._healing.sightings.look(self._rule.stuck_after, every=self._every)
         self._instruments.recovery_ineffective.set(look.ineffective)
         if look.begun_anew:
             log.warning(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 from cbq_exporter.model import Recovery
 from cbq_exporter.store import records
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
-from cbq_exporter.store.leases import fingerprint_of, is_lease
+from cbq_exporter.store.leases import digest_of, fingerprint_of, is_lease
 from cbq_exporter.store.paging import batches, from_the_tail
 from cbq_exporter.store.times import store_now_ms
 
@@ -51,7 +50,7 @@ class ExpiredLeases:
             walked += len(page)
             found: list[tuple[str, bytes]] = []
             for payload in reversed(page):
-                candidates = wanted.get(_fingerprint(payload))
+                candidates = wanted.get(digest_of(payload).hex())
                 if candidates:
                     found.append((candidates.pop(), payload))
             total += await self._recover(found, max_recoveries, walked - total.total)
@@ -80,7 +79,3 @@ class ExpiredLeases:
             )
             total += Recovery(codes.count(1), codes.count(2), codes.count(3))
         return total
-
-
-def _fingerprint(payload: bytes) -> str:
-    return hashlib.sha1(payload, usedforsecurity=False).hexdigest()

@@ -5,7 +5,10 @@ one key go one after the other ``|<key>:<place>``, its turn.
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 from cbq_exporter.model import Claimed
@@ -37,3 +40,14 @@ def fingerprint_of(lease: str) -> str:
 def claimed_at(lease: str) -> float:
     """When the claim was made, in epoch seconds of the store's clock."""
     return int(lease[:13]) / 1000
+
+
+def digest_of(payload: bytes) -> bytes:
+    """What leases call a callback by: the SHA-1 that the scripts compute too."""
+    return hashlib.sha1(payload, usedforsecurity=False).digest()
+
+
+def count_leased(leases: Sequence[bytes]) -> Counter[bytes]:
+    """How many leases there are of each callback, by its SHA-1."""
+    names = (lease.decode("ascii", "replace") for lease in leases)
+    return Counter(bytes.fromhex(fingerprint_of(name)) for name in names if is_lease(name))

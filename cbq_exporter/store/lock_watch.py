@@ -1,6 +1,6 @@
 """What a daemon sees of the send lock, whoever holds it, and how one that was left behind is released.
 
-Since when it is what it is, is kept in the store: see healing.py, which does the same for processing.
+Since when it is what it is, is kept in the store: see sightings.py, which does the same for processing.
 """
 
 from __future__ import annotations

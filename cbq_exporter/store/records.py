@@ -1,4 +1,4 @@
-"""What is kept with a callback that waits for a retry or is dead."""
+"""What is kept with a callback that waits for a retry or is dead, and what is remembered of one that went back."""
 
 from __future__ import annotations
 
@@ -100,6 +100,14 @@ def of_stuck(payload: bytes, recoveries: int, now_ms: int) -> bytes:
             detail=f"it was left in processing {recoveries} times: its worker dies of it, or does not clear it away",
         ),
     )
+
+
+def recoveries_of(memory: bytes | None) -> int:
+    """Of what is remembered of one that went back to pending: ``attempts|recoveries|first ms|returned ms``, where in
+    front of the last there may be a turn.
+    """
+    parts = (memory or b"").split(b"|")
+    return int(parts[1]) if len(parts) in (4, 5) and parts[1].isdigit() else 0
 
 
 def dead_letter(letter_id: str, died_ms: float, record: bytes | None, payload: bytes | None, size: int) -> DeadLetter:

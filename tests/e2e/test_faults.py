@@ -194,7 +194,7 @@ class Stage:
         """Others hold callbacks for longer than they may."""
         keys = self.driven.keys
         self.driven.redis.rpush(keys.processing, callback(30), callback(31), callback(30))
-        self.driven.do(self._healing.look_at_processing(STUCK_AFTER))
+        self.driven.do(self._healing.sightings.look(STUCK_AFTER))
         self.driven.redis.zadd(keys.sightings, dict.fromkeys(self.driven.redis.zrange(keys.sightings, 0, -1), 1))
 
     def leave_lock_behind(self) -> None:

@@ -107,7 +107,7 @@ def test_recover_puts_back_all_that_nobody_holds(desk: Operating) -> None:
 def test_recover_older_than_leaves_what_was_never_seen_before(desk: Operating) -> None:
     stick(desk, 3)
     assert desk.plan(Recover(QUEUE, older_than=60.0)).nothing_to_do
-    desk.do(desk.healing.look_at_processing(300.0))
+    desk.do(desk.healing.sightings.look(300.0))
     for name in desk.redis.zrange(desk.keys.sightings, 0, 1):
         desk.redis.zincrby(desk.keys.sightings, -120_000, name)
     assert desk.plan(Recover(QUEUE, only_known_stuck=True)).nothing_to_do  # stuck_after is 5m
@@ -248,7 +248,7 @@ def _prepare(desk: Operating) -> None:
     stick(desk, 2)
     desk.carry_out(Reset(QUEUE))
     stick(desk, 3)
-    desk.do(desk.healing.look_at_processing(300.0))
+    desk.do(desk.healing.sightings.look(300.0))
     for name in desk.redis.zrange(desk.keys.sightings, 0, -1):
         desk.redis.zincrby(desk.keys.sightings, -400_000, name)
     desk.redis.hset(desk.keys.payloads, "1-1-1", callback(77))

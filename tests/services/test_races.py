@@ -106,7 +106,7 @@ class Scene:
     def others_hold(self, *payloads: bytes) -> None:
         """Claimed by other workers, and seen so long ago that they are stuck."""
         self.redis.rpush(self.keys.processing, *payloads)
-        self.do(self.healing.look_at_processing(300.0))
+        self.do(self.healing.sightings.look(300.0))
         for name in self.redis.zrange(self.keys.sightings, 0, -1):
             self.redis.zadd(self.keys.sightings, {name: 1})
 

@@ -12,7 +12,7 @@ import pytest
 
 from cbq_exporter.errors import StoreMisuse
 from cbq_exporter.model import Delivered, LockLook, ProcessingLook, Recovery
-from cbq_exporter.store import healing as module
+from cbq_exporter.store import sightings
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.healing import Healing
 from tests.support.queues import DrivenQueue, callback
@@ -45,7 +45,7 @@ class Driven(DrivenQueue):
         self.healing = Healing(self.connections, self.keys, FAMILY)
 
     def look(self) -> ProcessingLook:
-        return self.do(self.healing.look_at_processing(AGE, every=15.0))
+        return self.do(self.healing.sightings.look(AGE, every=15.0))
 
     def recover(self, max_recoveries: int = 3) -> Recovery:
         return self.do(self.healing.recover_stuck(AGE, max_recoveries))
@@ -222,7 +222,7 @@ def test_a_leap_of_the_stores_clock_makes_nothing_old(q: Driven) -> None:
     def looks() -> tuple[ProcessingLook, LockLook]:
         lock = q.do(healing.lock.look())
         assert lock is not None
-        return q.do(healing.look_at_processing(AGE)), lock
+        return q.do(healing.sightings.look(AGE)), lock
 
     looks()
     q.let_pass(AGE + 5)
@@ -238,7 +238,7 @@ def test_a_leap_of_the_stores_clock_makes_nothing_old(q: Driven) -> None:
 
 
 def test_a_bounded_part_is_looked_at_the_oldest_first(q: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_SIGHTINGS", 50)
+    monkeypatch.setattr(sightings, "MOST_SIGHTINGS", 50)
     q.others_claim(*(callback(n) for n in range(80)))
     assert q.look().untracked == 50
     q.let_pass(AGE + 5)
