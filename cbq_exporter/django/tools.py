@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from asgiref.sync import async_to_sync
+from django.utils.asyncio import async_unsafe
 
 from cbq_exporter.config import QueueConfig
 from cbq_exporter.django.settings import chosen_queue, configuration
@@ -128,23 +129,28 @@ async def aundo_reset(trash_id: str | None = None, *, queue: str | None = None, 
     return executed.counts.get("callbacks", 0)
 
 
+@async_unsafe("get_queue_status waits for Redis: in an event loop await aget_queue_status")
 def get_queue_status(queue: str | None = None) -> QueueStatus:
     return async_to_sync(aget_queue_status)(queue)
 
 
+@async_unsafe("force_release_lock waits for Redis: in an event loop await aforce_release_lock")
 def force_release_lock(
     expected: str | None = None, *, queue: str | None = None, by: str = "", reason: str = ""
 ) -> bool:
     return async_to_sync(aforce_release_lock)(expected, queue=queue, by=by, reason=reason)
 
 
+@async_unsafe("clear_processing_queue waits for Redis: in an event loop await aclear_processing_queue")
 def clear_processing_queue(*, queue: str | None = None, by: str = "", reason: str = "") -> int:
     return async_to_sync(aclear_processing_queue)(queue=queue, by=by, reason=reason)
 
 
+@async_unsafe("reset_callback_queue waits for Redis: in an event loop await areset_callback_queue")
 def reset_callback_queue(*, queue: str | None = None, by: str = "", reason: str = "") -> bool:
     return async_to_sync(areset_callback_queue)(queue=queue, by=by, reason=reason)
 
 
+@async_unsafe("undo_reset waits for Redis: in an event loop await aundo_reset")
 def undo_reset(trash_id: str | None = None, *, queue: str | None = None, by: str = "", reason: str = "") -> int:
     return async_to_sync(aundo_reset)(trash_id, queue=queue, by=by, reason=reason)
