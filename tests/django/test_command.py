@@ -121,6 +121,10 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(redis: Server) -> None:
             tools("--status")
         assert wrong.value.returncode == 2
         assert "pending:    0" in tools("--status", "--queue", "b")
+        redis.client.rpush("b:pending", "{}")
+        shown = tools("--reset", "--noinput", "--queue", "b")
+        (undo,) = re.findall(r"The way back: manage.py callback_queue_tools (.*)\n", shown)
+        assert tools(*undo.split()) == "Put 1 callback back.\n"
     with override_settings(CACHES=caches("unix:///nowhere/s.sock")):
         for step in ("--status", "--unlock", "--recover", "--reset", "--undo"):
             with pytest.raises(CommandError, match="cannot be reached") as wrong:

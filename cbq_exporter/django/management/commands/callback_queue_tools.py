@@ -149,7 +149,8 @@ class Command(BaseCommand):
             ngettext("Moved %(count)d callback to the trash.", "Moved %(count)d callbacks to the trash.", count)
             % {"count": count}
         )
-        self.stdout.write(_("The way back: manage.py callback_queue_tools --undo %(id)s") % {"id": executed.undo})
+        undo = executed.undo if queue is None else f"{executed.undo} --queue {queue}"
+        self.stdout.write(_("The way back: manage.py callback_queue_tools --undo %(id)s") % {"id": undo})
 
     async def _undo(self, trash_id: str | None, queue: str | None, why: str) -> None:
         async with open_desk(queue, reason=why) as desk:
