@@ -21,6 +21,7 @@ from cbq_exporter.web import alerts, expect, openapi, problems
 from cbq_exporter.web.api import MOST_BODY
 from cbq_exporter.web.guesses import Guesses
 from cbq_exporter.web.headers import HEADERS
+from cbq_exporter.web.hosts import Hosts
 from cbq_exporter.web.page import page
 from cbq_exporter.web.status import document
 
@@ -63,7 +64,8 @@ class Routes(Protocol):
 def create_app(backend: Backend, *changing: Routes) -> web.Application:
     """Without ``changing`` nothing can be changed over HTTP."""
     handlers = _Handlers(backend)
-    app = web.Application(middlewares=[_answer_errors], client_max_size=MOST_BODY)
+    hosts = Hosts(lambda: backend.config)
+    app = web.Application(middlewares=[hosts.middleware, _answer_errors], client_max_size=MOST_BODY)
     app.on_response_prepare.append(_add_headers)
     app.on_response_prepare.append(Guesses().note)
     for path, handler in (

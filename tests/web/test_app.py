@@ -6,12 +6,14 @@ import gzip
 import json
 import logging
 import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from cbq_exporter.config import Config
 from cbq_exporter.metrics.exposition import OPENMETRICS, PLAIN
 from cbq_exporter.model import LockView, Mode, QueueView, Snapshot, State
 from cbq_exporter.policy.troubles import store_troubles, troubles
@@ -260,6 +262,40 @@ def test_every_answer_is_closed_to_browsers_tricks(path: str) -> None:
     policy = headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none';")
     assert "unsafe" not in policy
+
+
+LOCAL = [
+    "localhost",
+    "localhost.",
+    "LOCALHOST:9847",
+    "127.0.0.1:9847",
+    "127.1",
+    "[::1]:9847",
+    "cbq",
+    "host.docker.internal:9847",
+    "cbq.monitoring.svc.cluster.local",
+    socket.gethostname(),
+]
+
+
+def test_a_page_whose_name_leads_here_reads_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    backend = FakeBackend()
+    with serving(backend) as served:
+        for path in ("/", "/metrics", "/api/v1/status", "/nothing"):
+            for host in (
+                "evil.example",
+                "evil.example:9847",
+                "127.0.0.1.evil.example",
+                "localhost.evil.example.",
+                "a.b",
+            ):
+                answer = served.ask(path, Host=host)
+                assert (answer.status, b"callbacks" in answer.body) == (421, False)
+            assert {served.ask(path, Host=host).status for host in LOCAL} <= {200, 404}
+        assert json.loads(served.ask("/api/v1/status", Host="evil.example").body)["status"] == 421
+        assert {one.host for one in caplog.records} >= {"evil.example", "a.b"}  # type: ignore[attr-defined]
+        backend.config = Config(web={"listen_address": ":9847"})
+        assert served.ask("/metrics", Host="callbacks.example").status == 200, "others may well call it so"
 
 
 def test_other_paths_and_methods() -> None:
