@@ -68,7 +68,7 @@ class Attendant:
         self._audit = audit
         self._schedule = schedule
         self._loops = Loops()
-        self._schema = Schema(store.connections, store.queues[config.name].keys)
+        self._schema = Schema(store.connections, store.queues[config.name].keys, clock=clock)
         self.tasks: list[str] = []  # what is scheduled, by name, the telling ones first
         self._closing: asyncio.Task[None] | None = None
         self._dispatcher: Dispatcher | None = None
@@ -143,7 +143,8 @@ class Attendant:
         arrivals = Arrivals(dispatcher, self._wake)
         self._loops.add(f"waiting for arrivals in {config.name}", arrivals.run())
         self._again("flush", partial(_flush_once, dispatcher, arrivals))
-        self._every("keep", min(config.lock.ttl, config.delivery.lease) / 3, dispatcher.keep)
+        every = min(config.lock.ttl, config.delivery.lease) / 3
+        self._every("keep", every, dispatcher.keep, where_newer=dispatcher.step_down)
 
     def _start_healing(self) -> None:
         config, store = self.config, self._store
@@ -183,8 +184,16 @@ class Attendant:
         self._schedule.again(self._named(job), self._schema.before(action), longest_sleep=_LONGEST_FLUSH_SLEEP)
         self.tasks.append(self._named(job))
 
-    def _every(self, job: str, seconds: float, action: Callable[[], Awaitable[object]]) -> None:
-        self._schedule.every(self._named(job), seconds, self._schema.before(action))
+    def _every(
+        self,
+        job: str,
+        seconds: float,
+        action: Callable[[], Awaitable[object]],
+        *,
+        where_newer: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        """``where_newer`` is done instead where a newer version has written to the queue."""
+        self._schedule.every(self._named(job), seconds, self._schema.before(action, or_else=where_newer))
         self.tasks.append(self._named(job))
 
     def _wake(self, delay: float = 0.0) -> None:

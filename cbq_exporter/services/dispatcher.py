@@ -321,6 +321,12 @@ class Dispatcher:
                 self._instruments.fenced["extend"].inc()
         return sum(kept)
 
+    async def step_down(self) -> None:
+        """Leave sending to others at once, what is under way excepted; raises StoreError."""
+        if self._leading.leads:
+            self._leading.lose()
+            await self._queue.free_lock()
+
     async def wait_for_arrival(self, seconds: float) -> bool:
         """Sleep until pending is not empty; only where this daemon leads."""
         return await self._flushing.wait_for_arrival(seconds)

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from cbq_exporter.store.schema import SCHEMA
 from tests.e2e.bare_client import PREFIX, item, number_of, push, wait_until_settled
 from tests.support.counting_receiver import CountingReceiver
 from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
@@ -96,6 +97,21 @@ def test_a_leader_that_is_stopped_hands_over_at_once(server: Server) -> None:
             push(client, item(receiver.url, 1))
             wait_until_settled(client)  # long before the TTL
             assert _leads(second) == 1
+
+
+def test_a_leader_gives_way_to_a_newer_version_that_begins_to_write(server: Server) -> None:
+    client = server.client
+    with CountingReceiver() as receiver, Daemon(server.url, queue(SHORT_LIVED)) as daemon:
+        until(lambda: _leads(daemon))
+        client.set(f"{PREFIX}:schema", SCHEMA + 1)
+        daemon.wait_until_not_ready("a newer cbq-exporter has written")
+        until(lambda: not client.exists(f"{PREFIX}:lock"))
+        assert _leads(daemon) == 0
+        push(client, item(receiver.url, 1))
+        client.delete(f"{PREFIX}:schema")  # somebody went back
+        wait_until_settled(client)
+        assert receiver.requests == 1
+        assert client.get(f"{PREFIX}:schema") == str(SCHEMA).encode()
 
 
 def test_an_existing_tool_that_deletes_our_lock_does_not_make_two_senders_of_one_callback(server: Server) -> None:
