@@ -57,7 +57,9 @@ class Cli:
 
     def __call__(self, *words: str, stdin: bytes = b"") -> Result:
         """Run in this process, without a terminal. ``-c`` is added."""
-        return CliRunner().invoke(app, [*words, "-c", str(self.config_file)], input=stdin, env={"CBQ_REDIS_URL": None})
+        return CliRunner().invoke(
+            app, [*words, "-c", str(self.config_file)], input=stdin, env={"CBQ_REDIS_URL": None, "COLUMNS": None}
+        )
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "cbq_exporter", *words, "-c", str(self.config_file)]
