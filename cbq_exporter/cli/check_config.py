@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,8 @@ def _warnings(loaded: Loaded) -> list[str]:
     that it names, not only in the first.
     """
     from cbq_exporter.config import warnings
+    from cbq_exporter.config.exposure import exposed
+    from cbq_exporter.daemon.container import inside
     from cbq_exporter.delivery.proxying import proxy_of
     from cbq_exporter.delivery.receivers import Receivers
     from cbq_exporter.model import Mode
@@ -94,4 +97,7 @@ def _warnings(loaded: Loaded) -> list[str]:
         told += check_web_config(config)
     if problems:
         raise ConfigError(tuple(problems)).read_from(loaded.source or "defaults")
-    return [*told, *check_tokens(config)]
+    told += check_tokens(config)
+    if not inside(os.environ):  # where all that there is belongs to one user
+        told += exposed(config, None if os.environ.get("CBQ_REDIS_URL") else loaded.source)
+    return told
