@@ -4,7 +4,8 @@ Where requests end fast, a few more than may be open are handed over, and wait f
 
 What it promises. Each submitted request comes back as exactly one ``Exchange``, on the event loop, in
 batches. libcurl repeats a request by itself in one case: a kept connection turned out to be dead before
-any byte of an answer came. The receiver may see such a request twice, as delivery is at least once.
+any byte of an answer came. The receiver may see such a request twice, as delivery is at least once. Where five
+of them were, it goes once more, on a new one.
 """
 
 from __future__ import annotations

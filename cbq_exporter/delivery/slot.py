@@ -35,12 +35,14 @@ _QUIET_ROUNDS = 2
 # each trailer, however many there are.
 _LINES_KEPT = 64
 _PROXY_UNKNOWN, _CONNECT_FAILED, _TIMED_OUT = 5, 7, 28
+_ALL_DIED = "Connection died, tried"
 
 
 class Slot:
     """An easy handle with its constant options set, and the answer that it is receiving."""
 
     __slots__ = (
+        "_again",
         "_around",
         "_connect_timeout",
         "_headers",
@@ -71,6 +73,7 @@ class Slot:
         self._around = around
         self._lines: deque[bytes] = deque(maxlen=_LINES_KEPT)
         self._sent = self._quiet = 0
+        self._again = False  # on a connection of its own
         self._loaded_monotonic = 0.0
         self.is_large = False  # its body takes more than one write
         self.request: Any = None
@@ -167,6 +170,9 @@ class Slot:
             self._headers = None
             curl.setopt(pycurl.HTTPHEADER, [*headers, "Expect:"])
             self._headers = list(headers)
+        if self._again:
+            curl.setopt(pycurl.FRESH_CONNECT, 0)
+            self._again = False
         if request.timeout != self._timeout:
             curl.setopt(pycurl.TIMEOUT_MS, max(1, round(request.timeout * 1000)))
             self._timeout = request.timeout
@@ -195,6 +201,28 @@ class Slot:
         if share != self._shares:
             self.curl.setopt(pycurl.PIPEWAIT, share)
             self._shares = share
+
+    def goes_again(self, message: str) -> bool:
+        """Whether it is ready to be started once more, on a connection of its own, in the time that is left.
+
+        A receiver that is configured anew, or takes only so many requests on a connection, says goodbye on every
+        HTTP/2 connection that is kept. libcurl tries five of those, and gives up: all that was under way or came just
+        then would be a failed attempt, though none of it was taken.
+        """
+        if self._again or not message.startswith(_ALL_DIED):
+            return False
+        left = self.request.timeout - self.curl.getinfo(pycurl.TOTAL_TIME)
+        if left <= 0:
+            return False
+        self._settle_resolving()
+        self._lines.clear()
+        self._clear()
+        self._sent = self._quiet = 0
+        self.curl.setopt(pycurl.FRESH_CONNECT, 1)
+        self.curl.setopt(pycurl.TIMEOUT_MS, max(1, round(left * 1000)))
+        self._timeout = left
+        self._again = True
+        return True
 
     def is_sending(self) -> bool:
         """Whether libcurl may have stopped before the socket was full.
@@ -287,7 +315,7 @@ class Slot:
         if trouble is not None:
             kind, detail, never_left = *trouble, True
         else:
-            never_left = self.curl.getinfo(pycurl.REQUEST_SIZE) == 0
+            never_left = self.curl.getinfo(pycurl.REQUEST_SIZE) == 0 and not self._again
             kind, detail = self._judge(code, message, never_left)
         if 200 <= status < 300:
             detail = f"answered {status}, then: {detail}"

@@ -198,18 +198,24 @@ class Transfers:
                 left, good, bad = self._multi.info_read(1000)
                 ended = [(curl, None, "") for curl in good] + bad
                 for curl, code, message in ended:
-                    done.append(self._end(curl, code, message))
+                    exchange = self._end(curl, code, message)
+                    if exchange is not None:
+                        done.append(exchange)
         finally:
             if done:
                 self._port.give(done)
                 self._ended_monotonic = self._clock.monotonic()
         return bool(done)
 
-    def _end(self, curl: pycurl.Curl, code: int | None, message: str) -> Exchange:
-        """``code`` is None where libcurl is content."""
+    def _end(self, curl: pycurl.Curl, code: int | None, message: str) -> Exchange | None:
+        """``code`` is None where libcurl is content. None: it goes on."""
         self._multi.remove_handle(curl)
-        slot = self._active.pop(curl)
+        slot = self._active[curl]
         request: Request = slot.request
+        if code is not None and request.not_after >= self._clock.monotonic() and slot.goes_again(message):
+            self._multi.add_handle(curl)
+            return None
+        del self._active[curl]
         if request.places:
             left = self._open_to[request.destination] = self._open_to[request.destination] - 1
             if not left:

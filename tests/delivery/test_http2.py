@@ -38,6 +38,7 @@ http {{
         listen 127.0.0.1:{port} ssl http2;
         ssl_certificate {folder}/certificate.pem;
         ssl_certificate_key {folder}/key.pem;
+        {more}
         location / {{ proxy_pass http://127.0.0.1:{behind}; }}
     }}
 }}
@@ -63,7 +64,8 @@ class Front:
 
 
 @pytest.fixture
-def front(receiver: Receiver, tmp_path: Path) -> Iterator[Front]:
+def front(request: pytest.FixtureRequest, receiver: Receiver, tmp_path: Path) -> Iterator[Front]:
+    """A parameter is more of its configuration."""
     nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if nginx is None:
         skip_or_fail("the nginx program is needed")
@@ -71,7 +73,8 @@ def front(receiver: Receiver, tmp_path: Path) -> Iterator[Front]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     configuration = tmp_path / "nginx.conf"
-    configuration.write_text(_CONFIGURATION.format(folder=tmp_path, port=port, behind=receiver.port))
+    more = getattr(request, "param", "")
+    configuration.write_text(_CONFIGURATION.format(folder=tmp_path, port=port, behind=receiver.port, more=more))
     # Started as root it would hand its work to a user who may not enter the test's folder.
     user = "user root;" if os.geteuid() == 0 else ""
     log = tmp_path / "error.log"
@@ -140,6 +143,18 @@ def test_they_wait_for_a_connection_where_http2_was_spoken_before(
         ends = sender.send([sender.request(f"{front.url}/ok?{number}", timeout=600.0) for number in range(64)])
     assert {end.status for end in ends} == {200}
     assert spoken.connections == 1
+
+
+@pytest.mark.parametrize("front", ["keepalive_requests 5;"], indirect=True)
+@pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
+def test_connections_that_are_ended_all_the_time_fail_no_request(
+    front: Front, receiver: Receiver, own_process: bool
+) -> None:
+    """With GOAWAY, as a server does when it is configured anew: nothing that it did not take is an attempt."""
+    with Sender(ca_file=front.ca_file, own_process=own_process, max_connections=60) as sender:
+        ends = sender.send([sender.request(f"{front.url}/ok?{number}") for number in range(600)])
+    assert {(end.status, end.detail) for end in ends} == {(200, "")}
+    assert len({seen.path for seen in receiver.requests}) == len(receiver.requests) == 600
 
 
 def test_what_is_known_of_versions_is_bounded_and_forgotten() -> None:
