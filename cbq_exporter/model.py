@@ -261,7 +261,8 @@ class Waiting:
     """What waits to be claimed, as the flush decision sees it. Times are epoch seconds; ``at`` is the store's.
 
     ``oldest_queued_at`` and ``early_queued_at`` (the callback at the early trigger's position) are the
-    producers' clocks; None where there is no such callback or it does not say.
+    producers' clocks; None where there is no such callback or it does not say. ``last_batch_at`` is the clock of
+    whoever sent the last batch; None where that is not known, or was not asked.
     """
 
     at: float
@@ -269,6 +270,7 @@ class Waiting:
     oldest_queued_at: float | None
     early_queued_at: float | None
     next_due_at: float | None
+    last_batch_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

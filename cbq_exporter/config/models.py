@@ -130,7 +130,7 @@ class BatchConfig(Section):
         1 * SECOND, description="A smaller batch goes out when its oldest callback has waited this long."
     )
     min_interval: Annotated[float, kinds.duration(0, HOUR)] = Field(
-        0.0, description="The least time between two batches. 0s sends a backlog without pauses."
+        0.0, description="The least time between two batches, whoever sends them. 0s sends a backlog without pauses."
     )
     early: EarlyConfig | None = Field(
         None, description="A trigger between size and max_delay, such as {size: 3, delay: 500ms}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cbq_exporter.model import FlushReason, Waiting
@@ -34,9 +35,9 @@ def decide(waiting: Waiting, rule: FlushRule, *, seen_for: float, since_last_bat
 
     ``seen_for`` is how long this daemon has seen callbacks waiting, in seconds: where a producer's clock is
     ahead, or an item does not say when it was queued, it stands in for the age. ``since_last_batch`` is the
-    seconds since the last claim.
+    seconds since this daemon's last claim; what is known of others' counts as well.
     """
-    held_back = rule.min_interval - since_last_batch
+    held_back = rule.min_interval - min(since_last_batch, _since_any(waiting, rule))
     reason, soonest = _by_itself(waiting, rule, seen_for)
     if reason is not None:
         return FlushDecision(None, held_back) if held_back > 0 else FlushDecision(reason)
@@ -62,6 +63,14 @@ def _by_itself(waiting: Waiting, rule: FlushRule, seen_for: float) -> tuple[Flus
         if due_in[-1] <= 0:
             return FlushReason.RETRY, None
     return None, min(due_in, default=None)
+
+
+def _since_any(waiting: Waiting, rule: FlushRule) -> float:
+    """Seconds since anybody's last batch. A clock that is ahead by more than the interval says nothing."""
+    if waiting.last_batch_at is None:
+        return math.inf
+    since = waiting.at - waiting.last_batch_at
+    return max(since, 0.0) if since >= -rule.min_interval else math.inf
 
 
 def _age(now: float, queued_at: float | None, at_least: float) -> float:

@@ -41,11 +41,11 @@ class Flushing:
         since_last_batch = now - self._last_batch
         if last is not None and last.pending_left >= rule.size:
             waiting = Waiting(0.0, last.pending_left, None, None, None)
-        elif (last is not None or self._arrived) and rule.max_delay <= 0 and rule.min_interval <= since_last_batch:
+        elif (last is not None or self._arrived) and rule.max_delay <= 0 and rule.min_interval <= 0:
             # What is there goes at once: the claim itself finds out whether there is anything.
             return flush.FlushDecision(FlushReason.AGE)
         else:
-            waiting = await self._queue.waiting(rule.early_size)
+            waiting = await self._queue.waiting(rule.early_size, last_batch=rule.min_interval > 0)
         if not waiting.pending:
             self._waiting_since = None
         elif self._waiting_since is None:

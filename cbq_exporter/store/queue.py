@@ -29,7 +29,7 @@ from cbq_exporter.store.kept import DeadLetters, Retries
 from cbq_exporter.store.keys import STATS_TTL, QueueKeys
 from cbq_exporter.store.leases import read_lease
 from cbq_exporter.store.paging import batches, chunks
-from cbq_exporter.store.times import epoch_ms, ms, store_now_ms
+from cbq_exporter.store.times import epoch_ms, epoch_of, ms, store_now_ms
 
 LAST_SEND_TTL = 60  # seconds, as existing tools expect
 
@@ -72,8 +72,8 @@ class Queue:
 
     # --- dispatching -------------------------------------------------------------------------
 
-    async def waiting(self, early_size: int | None = None) -> Waiting:
-        """What waits to be claimed, in one round trip."""
+    async def waiting(self, early_size: int | None = None, *, last_batch: bool = False) -> Waiting:
+        """What waits to be claimed, in one round trip; with ``last_batch`` also when anybody sent one."""
         k = self.keys
         commands: list[tuple[str | int, ...]] = [
             ("TIME",),
@@ -83,6 +83,8 @@ class Queue:
         ]
         if early_size is not None:
             commands.append(("LINDEX", k.pending, early_size - 1))
+        if last_batch:
+            commands.append(("GET", k.last_send))
         answers = await self._connections.read_all(commands)
         time, pending, oldest, due = answers[:4]
         return Waiting(
@@ -91,6 +93,7 @@ class Queue:
             oldest_queued_at=item.queued_at(oldest),
             early_queued_at=item.queued_at(answers[4]) if early_size is not None else None,
             next_due_at=float(due[1]) / 1000 if due else None,
+            last_batch_at=epoch_of(answers[-1]) if last_batch else None,
         )
 
     async def wait_for_arrival(self, seconds: float) -> bool:

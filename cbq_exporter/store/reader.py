@@ -20,7 +20,7 @@ from cbq_exporter.store.connections import READ_TIMEOUT, Connections
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.leases import claimed_at
 from cbq_exporter.store.observing import Observed
-from cbq_exporter.store.times import epoch_ms
+from cbq_exporter.store.times import epoch_ms, epoch_of
 
 _GRACE_MS = 1000  # a retry is overdue when it was due longer ago than this
 _CLOCKS_DIFFER_MS = 500  # more than this, and what is counted by time is counted again
@@ -263,7 +263,7 @@ class Reader:
         )
 
     def _remembered(self, queue: str, last_send: bytes | None) -> float | None:
-        at = _epoch(last_send)
+        at = epoch_of(last_send)
         if at is not None:
             self._last_send_at[queue] = at
         return self._last_send_at.get(queue)
@@ -370,14 +370,6 @@ def _stats(values: list[bytes | None]) -> dict[str, int]:
     """The counters of the existing software; one that has expired or is no number is left out."""
     counts = zip(("queued", "sent", "failed"), map(_whole, values), strict=True)
     return {name: count for name, count in counts if count is not None}
-
-
-def _epoch(text: bytes | None) -> float | None:
-    try:
-        at = float(text or b"")
-    except ValueError:
-        return None
-    return at if 0 < at < 1e11 else None
 
 
 def _whole(text: bytes | str | None) -> int | None:

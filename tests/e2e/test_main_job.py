@@ -39,6 +39,7 @@ QUEUES = (
     queue(name="aged", prefix="aged", batch={"max_delay": "700ms"}),
     queue(name="early", prefix="early", batch={"max_delay": "30s", "early": {"size": 3, "delay": "400ms"}}),
     queue(name="interval", prefix="interval", batch={"size": 2, "min_interval": "400ms"}),
+    queue(name="turns", prefix="turns", batch={"min_interval": "1500ms"}),
     queue(name="spread", prefix="spread", batch={"spread": "150ms"}),
     queue(name="at-once", prefix="at-once"),
     queue(name="retried", prefix="retried", delivery={"own_process": True}),
@@ -141,6 +142,14 @@ def test_batches_keep_their_least_interval(place: Place) -> None:
     assert [number_of(one.body) // 2 for one in seen] == [0, 0, 1, 1, 2, 2]
     assert seen[4].at - seen[0].at >= 0.6  # 0.8 between the claims; less what the first took to arrive
     assert place.metric("batch_flushes_total", queue="interval") == 3
+
+
+def test_batches_of_other_workers_count_for_the_interval(place: Place) -> None:
+    began = time.time()
+    place.client.set("turns:last_send_time", str(began), ex=60)  # as they write it
+    push(place.client, item(place.receiver.url("/turns"), 1), prefix="turns")
+    (seen,) = place.wait_for("/turns", 1)
+    assert seen.at - began >= 1.4
 
 
 def test_the_sends_of_a_batch_are_spread_out(place: Place) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +54,18 @@ def test_batches_keep_their_interval() -> None:
     decision = decide(waiting(500, oldest=60.0), EXISTING, seen_for=60.0, since_last_batch=0.2)
     assert decision.reason is None
     assert decision.look_again_in == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("ago", "look_again_in"),
+    [(0.2, 0.3), (0.0, 0.5), (-0.1, 0.5), (0.5, None), (-3600.0, None)],
+    ids=["just-now", "now", "a-clock-a-little-ahead", "long-enough", "a-clock-far-ahead"],
+)
+def test_batches_of_others_count_for_the_interval(ago: float, look_again_in: float | None) -> None:
+    state = replace(waiting(500, oldest=60.0), last_batch_at=NOW - ago)
+    decision = decide(state, EXISTING, seen_for=60.0, since_last_batch=LONG_AGO)
+    assert decision.reason is (FlushReason.SIZE if look_again_in is None else None)
+    assert decision.look_again_in == pytest.approx(look_again_in)
 
 
 @pytest.mark.parametrize("oldest", [None, -3600.0])
