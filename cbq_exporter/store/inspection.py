@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cbq_exporter.model import LockLook, State
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.lock_watch import look_of
 from cbq_exporter.store.times import epoch_ms
 
 
@@ -66,11 +67,4 @@ def _lock(value: bytes, ttl_ms: int, seen: Mapping[bytes, bytes], beat: bytes | 
         first_ms = untouched_ms = min(now_ms, int(seen[b"first_ms"]))
         if seen.get(b"untouched_ms", b"").isdigit():
             untouched_ms = min(now_ms, max(first_ms, int(seen[b"untouched_ms"])))
-    return LockLook(
-        value=value,
-        ttl=None if ttl_ms < 0 else ttl_ms / 1000,
-        first_seen_at=first_ms / 1000,
-        untouched_since=untouched_ms / 1000,
-        beat_at=None if beat is None else float(beat) / 1000,
-        now=now_ms / 1000,
-    )
+    return look_of(value, ttl_ms, first_ms, untouched_ms, None if beat is None else float(beat), now_ms)

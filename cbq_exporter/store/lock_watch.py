@@ -12,6 +12,7 @@ from cbq_exporter.model import LockLook
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.ledger import Ledger
+from cbq_exporter.store.times import ms
 
 _BEATS_KEPT_MS = 3_600_000
 _MOST_DAEMONS = 1000
@@ -48,18 +49,11 @@ class LockWatch:
         if not answer:
             return None
         value, ttl_ms, first_ms, untouched_ms, beat_ms, now_ms = answer
-        return LockLook(
-            value=value,
-            ttl=None if ttl_ms < 0 else ttl_ms / 1000,
-            first_seen_at=first_ms / 1000,
-            untouched_since=untouched_ms / 1000,
-            beat_at=None if beat_ms < 0 else beat_ms / 1000,
-            now=now_ms / 1000,
-        )
+        return look_of(value, ttl_ms, first_ms, untouched_ms, beat_ms, now_ms)
 
     async def _look(self, forget_after: float, *, anew: bool) -> list[Any]:
         k = self._keys
-        arguments = [round(forget_after * 1000), int(anew)]
+        arguments = [ms(forget_after), int(anew)]
         answer: list[Any] = await self._connections.run_named("lock_look", [k.lock, k.lock_seen, k.daemons], arguments)
         return answer
 
@@ -72,8 +66,22 @@ class LockWatch:
         k = self._keys
         was: list[str | int] = ["", ""]
         if not even_if_touched:
-            was = [-1 if seconds is None else round(seconds * 1000) for seconds in (look.ttl, look.beat_at)]
+            was = [-1 if seconds is None else ms(seconds) for seconds in (look.ttl, look.beat_at)]
         released = await self._connections.run_named(
             "lock_release", [k.lock, k.lock_seen, k.daemons], [look.value, *was]
         )
         return bool(released == 1)
+
+
+def look_of(
+    value: bytes, ttl_ms: float, first_ms: float, untouched_ms: float, beat_ms: float | None, now_ms: float
+) -> LockLook:
+    """From what the store says. ``ttl_ms`` below 0: it has no expiry; ``beat_ms`` below 0, or None: no heartbeat."""
+    return LockLook(
+        value=value,
+        ttl=None if ttl_ms < 0 else ttl_ms / 1000,
+        first_seen_at=first_ms / 1000,
+        untouched_since=untouched_ms / 1000,
+        beat_at=None if beat_ms is None or beat_ms < 0 else beat_ms / 1000,
+        now=now_ms / 1000,
+    )

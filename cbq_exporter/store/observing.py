@@ -6,10 +6,11 @@ observing daemon writes nothing: it goes by what its own reads have shown, from 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from cbq_exporter.model import LockLook
+from cbq_exporter.store.leases import digest_of
+from cbq_exporter.store.lock_watch import look_of
 
 _TOLERANCE_MS = 1000  # an expiry may move by so much without having been prolonged
 
@@ -51,14 +52,7 @@ class Observed:
         elif _prolonged(lock.expires_ms, expires_ms):
             lock = _Lock(value, lock.first_ms, now_ms, expires_ms)
         self._lock = lock
-        return LockLook(
-            value=value,
-            ttl=None if ttl_ms < 0 else ttl_ms / 1000,
-            first_seen_at=lock.first_ms / 1000,
-            untouched_since=lock.untouched_ms / 1000,
-            beat_at=None,
-            now=now_ms / 1000,
-        )
+        return look_of(value, ttl_ms, lock.first_ms, lock.untouched_ms, None, now_ms)
 
     def first_for(self, payload: bytes | None, now_ms: float) -> float:
         """For how many seconds ``payload`` has been the first of processing; None is an empty list.
@@ -68,7 +62,7 @@ class Observed:
         if payload is None:
             self._first = None
             return 0.0
-        digest = hashlib.sha1(payload, usedforsecurity=False).digest()
+        digest = digest_of(payload)
         if self._first is None or self._first.digest != digest:
             self._first = _First(digest, now_ms)
         return (now_ms - self._first.since_ms) / 1000
