@@ -17,6 +17,7 @@ import msgspec
 from cbq_exporter.model import AlertAction, AlertOutcome
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.times import ms
 
 KEEP = 30 * 86_400.0  # seconds that an alert is known: one that fires for longer may act again
 MOST = 10_000  # alerts
@@ -121,10 +122,10 @@ class Alerts:
         """Write down that it will be done, where that is allowed now; ``only_look`` only says whether it is."""
         k = self._keys
         keys = [k.alerts, k.alert_times, k.alerts_open, k.alerts_paused, *self._limits_of(intent)]
-        again_ms = "" if limits.repeat_after is None else round(limits.repeat_after * 1000)
+        again_ms = "" if limits.repeat_after is None else ms(limits.repeat_after)
         arguments = [
-            *(alert_id, msgspec.json.encode(intent), round(limits.cooldown * 1000), limits.max_per_hour),
-            *(again_ms, round(KEEP * 1000), MOST, int(only_look)),
+            *(alert_id, msgspec.json.encode(intent), ms(limits.cooldown), limits.max_per_hour),
+            *(again_ms, ms(KEEP), MOST, int(only_look)),
         ]
         word, left_ms = await self._connections.run_named("alert_admit", keys, arguments)
         return Verdict(AlertOutcome(word.decode()), None if left_ms < 0 else left_ms / 1000)
@@ -134,7 +135,7 @@ class Alerts:
         k = self._keys
         token = secrets.token_hex(16)
         keys = [k.alerts, k.alerts_open, k.alerts_turn, k.alerts_paused]
-        answer = await self._connections.run_named("alert_take", keys, [token, round(TURN * 1000)])
+        answer = await self._connections.run_named("alert_take", keys, [token, ms(TURN)])
         if not answer:
             return None
         alert_id, admitted_ms, taken, intent, now_ms = answer
@@ -142,7 +143,7 @@ class Alerts:
 
     async def keep(self, turn: Turn) -> bool:
         """Prolong it; False where it is not ours any more."""
-        arguments = [turn.token, round(TURN * 1000)]
+        arguments = [turn.token, ms(TURN)]
         return bool(await self._connections.run_named("alert_keep", [self._keys.alerts_turn], arguments))
 
     async def end(self, turn: Turn, state: AlertState, detail: str) -> bool:
@@ -177,7 +178,7 @@ class Alerts:
 
     async def pause(self, pause: AlertsPause) -> None:
         """Whatever was paused before: this one holds."""
-        for_ms = "" if pause.left is None else max(1, round(pause.left * 1000))
+        for_ms = "" if pause.left is None else max(1, ms(pause.left))
         note = msgspec.json.encode(msgspec.structs.replace(pause, left=None))
         await self._connections.run_named("alert_pause", [self._keys.alerts_paused], [note, for_ms])
 

@@ -13,6 +13,7 @@ import msgspec
 
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.times import ms
 
 KEEP = 24 * 3600  # seconds
 MOST = 10_000  # answers of one queue
@@ -44,7 +45,7 @@ class Answers:
     def __init__(self, connections: Connections, keys: QueueKeys, *, keep: float = KEEP, most: int = MOST) -> None:
         self._connections = connections
         self._keys = keys
-        self._keep_ms = max(1, round(keep * 1000))
+        self._keep_ms = max(1, ms(keep))
         self._most = most
 
     async def look(self, answer_id: str) -> Kept | None:

@@ -10,6 +10,7 @@ import msgspec
 from cbq_exporter.model import Actor, AuditEntry, Result, Trigger
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.times import ms
 
 MOST_ENTRIES = 10_000  # about: whole nodes of the stream go
 _MOST_TEXT = 1000  # characters of a name or a reason
@@ -66,7 +67,7 @@ class AuditLog:
 
     async def trim(self, max_age: float) -> int:
         """Delete entries older than ``max_age`` seconds, as far as that is cheap; returns how many."""
-        return int(await self._connections.run_named("audit_trim", [self._key], [round(max_age * 1000)]))
+        return int(await self._connections.run_named("audit_trim", [self._key], [ms(max_age)]))
 
 
 def _entry(entry_id: bytes, fields: list[bytes]) -> AuditEntry:

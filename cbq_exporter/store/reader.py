@@ -19,8 +19,9 @@ from cbq_exporter.store import schema, trash
 from cbq_exporter.store.connections import READ_TIMEOUT, Connections
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.leases import claimed_at
+from cbq_exporter.store.lock_watch import look_of
 from cbq_exporter.store.observing import Observed
-from cbq_exporter.store.times import epoch_ms, epoch_of
+from cbq_exporter.store.times import epoch_ms, epoch_of, ms
 
 _GRACE_MS = 1000  # a retry is overdue when it was due longer ago than this
 _CLOCKS_DIFFER_MS = 500  # more than this, and what is counted by time is counted again
@@ -298,7 +299,7 @@ def _commands(source: Source, now_ms: int) -> list[Command]:
         ("PTTL", keys.lock),
         ("GET", keys.last_send),
         ("MGET", keys.stats_queued, keys.stats_sent, keys.stats_failed),
-        ("ZCOUNT", keys.sightings, "-inf", now_ms - round(source.stuck_after * 1000)),
+        ("ZCOUNT", keys.sightings, "-inf", now_ms - ms(source.stuck_after)),
         ("HMGET", keys.lock_seen, "value", "first_ms", "untouched_ms", "beat_ms"),
         ("HVALS", keys.trash_notes),
         ("EXISTS", keys.alerts_paused),
@@ -356,14 +357,7 @@ def _lock_look(value: bytes | None, ttl_ms: int, seen: list[bytes | None], at_ms
     first_ms, untouched_ms, beat_ms = map(_whole, seen[1:])
     if value is None or ttl_ms == -2 or seen[0] != value or first_ms is None or untouched_ms is None:
         return None
-    return LockLook(
-        value=value,
-        ttl=None if ttl_ms < 0 else ttl_ms / 1000,
-        first_seen_at=first_ms / 1000,
-        untouched_since=untouched_ms / 1000,
-        beat_at=None if beat_ms is None or beat_ms < 0 else beat_ms / 1000,
-        now=at_ms / 1000,
-    )
+    return look_of(value, ttl_ms, first_ms, untouched_ms, beat_ms, at_ms)
 
 
 def _stats(values: list[bytes | None]) -> dict[str, int]:

@@ -17,7 +17,7 @@ import msgspec
 from cbq_exporter.errors import PreconditionChanged
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import STATS_TTL, QueueKeys
-from cbq_exporter.store.times import epoch_ms, store_now_ms
+from cbq_exporter.store.times import epoch_ms, ms, store_now_ms
 
 MOST = 100  # resets kept at the same time
 _BACKSTOP_MS = 10 * 60 * 1000  # by so much the keys outlive the end of their keeping, for upkeep to be first
@@ -73,7 +73,7 @@ class Trash:
         trash_id = _new_id(now_ms)
         there = k.trash_of(trash_id)
         pairs = [name for part in (*_PUT_BACK, *_LEFT) for name in (getattr(k, part), getattr(there, part))]
-        until_ms = now_ms + round(keep * 1000)
+        until_ms = now_ms + ms(keep)
         note = msgspec.json.encode(_Note(now_ms, until_ms, dict(counts)))
         moved = await self._connections.run_named(
             "reset", [k.trash, k.trash_notes, *pairs], [trash_id, until_ms, _BACKSTOP_MS, note]
