@@ -36,6 +36,12 @@ DAEMON, COMMAND = "daemon", "command"
 
 _LONGEST_SOCKET_PATH = 103  # bytes: what macOS allows; Linux allows four more
 _LOG_KEPT = 1024 * 1024  # bytes: a longer log is put aside when the server starts
+_OURS = frozenset(
+    {
+        *("holder.lock", "server.lock", "server.json", "server.json.new", "server.sock", "server.log", "server.log.1"),
+        *("appendonlydir", "dump.rdb"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,9 @@ class DataDir:
         self._server_json = self.path / "server.json"
 
     def make(self, role: str) -> None:
-        """Private to its owner. A folder with other things in it keeps its permissions: it may be anybody's."""
+        """Private to its owner. A folder with other things in it keeps its permissions: it may be anybody's, and what
+        is ours in it is private by itself.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True)
         except FileExistsError:
@@ -100,7 +108,7 @@ class DataDir:
                     f"data_dir {self.path} belongs to user {about.st_uid}: run this command as that user, "
                     "or while the daemon runs"
                 ) from None
-            if self.holder_lock.exists() or not any(self.path.iterdir()):
+            if all(one.name in _OURS for one in self.path.iterdir()):
                 with contextlib.suppress(PermissionError):
                     self.path.chmod(0o700)
 
@@ -133,7 +141,9 @@ class DataDir:
     def note(self, running: Running) -> None:
         """Replaced in one step: others read it at any time."""
         draft = self._server_json.with_suffix(".json.new")
-        draft.write_bytes(msgspec.json.encode(running) + b"\n")
+        draft.unlink(missing_ok=True)
+        with open(draft, "xb", opener=private) as file:
+            file.write(msgspec.json.encode(running) + b"\n")
         draft.replace(self._server_json)
 
     def clear(self, socket_path: str | None = None) -> None:
@@ -191,6 +201,11 @@ class DataDir:
             raise EmbeddedStoreError(
                 f"data_dir {self.path} cannot be used: {error.strerror or error}: set another data_dir"
             ) from error
+
+
+def private(path: str, flags: int) -> int:
+    """For ``open``: a new file is its owner's alone, whatever the umask."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def socket_url(path: str) -> str:

@@ -23,6 +23,7 @@ from cbq_exporter.store.data_dir import (
     Running,
     holder_named,
     listens,
+    private,
     socket_url,
     try_lock,
 )
@@ -140,7 +141,7 @@ class EmbeddedServer:
     def _spawn(self, lock: int) -> tuple[subprocess.Popen[bytes], int]:
         """The process, and where in the log its own lines begin."""
         program = _program()
-        with open(self._folder.log, "ab") as output:
+        with open(self._folder.log, "ab", opener=private) as output:
             try:
                 process = subprocess.Popen(  # noqa: S603 — the program comes from the installed package
                     [program, *_SETTINGS, "--unixsocket", str(self._socket)],
