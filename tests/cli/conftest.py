@@ -42,7 +42,9 @@ class Corpse:
 
 
 class Cli:
-    """The program with a configuration that names ``server``."""
+    """The program with a configuration that names ``server``; ``columns`` is what the environment says of the width."""
+
+    columns: int | None = None
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.server = server
@@ -57,9 +59,8 @@ class Cli:
 
     def __call__(self, *words: str, stdin: bytes = b"") -> Result:
         """Run in this process, without a terminal. ``-c`` is added."""
-        return CliRunner().invoke(
-            app, [*words, "-c", str(self.config_file)], input=stdin, env={"CBQ_REDIS_URL": None, "COLUMNS": None}
-        )
+        environment = {"CBQ_REDIS_URL": None, "COLUMNS": None if self.columns is None else str(self.columns)}
+        return CliRunner().invoke(app, [*words, "-c", str(self.config_file)], input=stdin, env=environment)
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "cbq_exporter", *words, "-c", str(self.config_file)]

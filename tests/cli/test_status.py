@@ -67,8 +67,8 @@ def test_queues_in_trouble(cli: Cli) -> None:
     ]
 
 
-def test_it_fits_into_80_columns(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def test_it_fits_into_80_columns(cli: Cli) -> None:
+    cli.columns = 80
     cli.configure(TWO_QUEUES)
     cli.server.client.set("other:lock", "worker_1764000000_1234")
     cli.server.client.rpush("q:pending", item(1))
