@@ -20,7 +20,8 @@ from cbq_exporter.model import LockRule
 from cbq_exporter.store import disk
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
-from cbq_exporter.store.reader import Reader, Source
+from cbq_exporter.store.reader import Reader
+from cbq_exporter.store.watched import Source
 
 if TYPE_CHECKING:
     from cbq_exporter.store.healing import Healing

@@ -29,7 +29,8 @@ from cbq_exporter.model import (
     State,
 )
 from cbq_exporter.store.opening import Store, make_store
-from cbq_exporter.store.reader import Reader, Source
+from cbq_exporter.store.reader import Reader
+from cbq_exporter.store.watched import Source
 from tests.support.daemons import until
 from tests.support.fault_proxy import Action, Direction, Fault, FaultProxy
 from tests.support.servers import Server, major_version
