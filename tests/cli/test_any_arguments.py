@@ -188,6 +188,8 @@ def ends_well(words: list[str], result: Result) -> None:
     lines = result.stderr.split("\n")
     assert len(lines) <= MOST_LINES, said
     assert all(line.isprintable() for line in lines), said
+    if not {"--raw", "--body", "completion"}.intersection(words):
+        assert all(line.isprintable() for line in result.stdout.split("\n")), f"{words!r}: {result.stdout!r}"
     assert all(len(line) < 8000 for line in lines), said
 
 
@@ -262,7 +264,7 @@ def test_a_yes_is_all_that_is_needed_and_nothing_less(program: Program) -> None:
 
 garbage = st.one_of(
     st.sampled_from(
-        [b"", b"\x00", b"\xff\xfe", b"{}", b"[]", b"null", b'{"at": "x"}', b"1", b"-1", b"1e400", b"\x1b[31m"]
+        [b"", b"\x00", b"\xff\xfe", b"{}", b"[]", b"null", b'{"at": "x"}', b"1", b"-1", b"1e400", b"\x1b[31m", b"\xc2\x9b31m"]
     ),
     st.sampled_from([b"1|2|3|4", b"a|b|c|d", b"9" * 400, b"-9223372036854775808", b"{" * 2000, b"0" * 40 + b"#0"]),
     st.sampled_from([b"1764000000000-1-1|" + b"a" * 40 + b"|0|0|1764000000000", b'{"at_ms": 1e300, "until_ms": -1}']),
