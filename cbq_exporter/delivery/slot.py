@@ -35,6 +35,7 @@ _QUIET_ROUNDS = 2
 # each trailer, however many there are.
 _LINES_KEPT = 64
 _PROXY_UNKNOWN, _CONNECT_FAILED, _TIMED_OUT = 5, 7, 28
+_BROKEN = frozenset({55, 56})  # while sending, while receiving
 _ALL_DIED = "Connection died, tried"
 
 
@@ -202,14 +203,14 @@ class Slot:
             self.curl.setopt(pycurl.PIPEWAIT, share)
             self._shares = share
 
-    def goes_again(self, message: str) -> bool:
+    def goes_again(self, code: int, message: str) -> bool:
         """Whether it is ready to be started once more, on a connection of its own, in the time that is left.
 
-        A receiver that is configured anew, or takes only so many requests on a connection, says goodbye on every
-        HTTP/2 connection that is kept. libcurl tries five of those, and gives up: all that was under way or came just
-        then would be a failed attempt, though none of it was taken.
+        A receiver that goes away or is configured anew ends all connections that are kept, at once: over HTTP/2 with a
+        GOAWAY, else by closing. libcurl tries five of those, one after the other, and gives up: all that was under
+        way or came just then would be a failed attempt, though none of it was taken.
         """
-        if self._again or not message.startswith(_ALL_DIED):
+        if self._again or not (message.startswith(_ALL_DIED) or (code in _BROKEN and self._was_kept())):
             return False
         left = self.request.timeout - self.curl.getinfo(pycurl.TOTAL_TIME)
         if left <= 0:
@@ -223,6 +224,10 @@ class Slot:
         self._timeout = left
         self._again = True
         return True
+
+    def _was_kept(self) -> bool:
+        """Whether its connection was an old one, and nothing came on it for this request."""
+        return not (self.received or self._lines or self.curl.getinfo(pycurl.NUM_CONNECTS))
 
     def is_sending(self) -> bool:
         """Whether libcurl may have stopped before the socket was full.

@@ -212,7 +212,7 @@ class Transfers:
         self._multi.remove_handle(curl)
         slot = self._active[curl]
         request: Request = slot.request
-        if code is not None and request.not_after >= self._clock.monotonic() and slot.goes_again(message):
+        if code is not None and request.not_after >= self._clock.monotonic() and slot.goes_again(code, message):
             self._multi.add_handle(curl)
             return None
         del self._active[curl]

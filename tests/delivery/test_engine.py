@@ -271,6 +271,34 @@ def test_a_kept_connection_that_died_is_no_failure(receiver: Receiver, sender: S
     assert [request.body for request in seen] == [b"again", b"again"]
 
 
+@pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
+def test_many_kept_connections_that_died_together_are_no_failure(own_process: bool) -> None:
+    """libcurl tries five of them; then the request goes on a new one, and what happens there counts."""
+    asked: list[str] = []
+
+    async def takes_one_request(connection: Connection) -> None:
+        asked.append((await connection.head()).split()[1])
+        if asked[-1] != "/never":
+            await connection.gate()
+            await connection.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            asked.append((await connection.head()).split()[1])
+        connection.reset()
+
+    with Receiver(raw=takes_one_request) as receiver, Sender(own_process=own_process) as sender:
+        sender.submit([sender.request(receiver.url("/first"), b"") for _ in range(20)])
+        receiver.wait_until(lambda it: it.connections == 20)
+        receiver.open_gate()
+        sender.wait()
+        assert sender.post(receiver.url("/again"), b"").status == 200
+        assert asked[20:] == ["/again"] * 7
+        failed = sender.post(receiver.url("/never"), b"")
+        assert (failed.failure, failed.never_left) == (FailureKind.PROTOCOL, False)
+        assert asked[27:] == ["/never"] * 7
+        receiver.drop_connections()
+        assert sender.post(receiver.url("/never"), b"").failure == FailureKind.PROTOCOL
+        assert asked[34:] == ["/never"]
+
+
 def test_nobody_listens(receiver: Receiver, sender: Sender) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
