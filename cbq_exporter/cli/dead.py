@@ -86,9 +86,9 @@ def list_letters(
 def _table(letters: list[DeadLetter], now: float, tasks: kept.TaskIds | None) -> str:
     rows = [
         [
-            letter.id,
+            output.text(letter.id),
             *kept.task_cell(letter, tasks),
-            letter.reason,
+            output.text(letter.reason),
             output.text(letter.destination),
             output.number(letter.attempts),
             output.age(now - letter.died_at),
@@ -115,9 +115,9 @@ def show(config_path: Path | None, queue_name: str | None, letter_id: str, raw: 
         async with open_queue(config_path, queue_name) as (config, queue):
             letter = await dead_letters.one(queue, letter_id)
         lines = [
-            ("id", letter.id),
+            ("id", output.text(letter.id)),
             ("queue", config.name),
-            ("reason", letter.reason),
+            ("reason", output.text(letter.reason)),
             *kept.lines(letter),
             ("died", output.moment(letter.died_at)),
         ]

@@ -61,7 +61,7 @@ def list_waiting(
 def _table(waiting: list[WaitingRetry], now: float, tasks: kept.TaskIds | None) -> str:
     rows = [
         [
-            one.id,
+            output.text(one.id),
             *kept.task_cell(one, tasks),
             output.text(one.destination),
             output.number(one.attempts),
@@ -88,7 +88,12 @@ def show(config_path: Path | None, queue_name: str | None, retry_id: str, raw: b
     async def work() -> None:
         async with open_queue(config_path, queue_name) as (config, queue):
             one = await retries.one(queue, retry_id)
-        about = [("id", one.id), ("queue", config.name), *kept.lines(one), ("due", output.moment(one.due_at))]
+        about = [
+            ("id", output.text(one.id)),
+            ("queue", config.name),
+            *kept.lines(one),
+            ("due", output.moment(one.due_at)),
+        ]
         kept.show(one, about, raw=raw, as_json=as_json)
 
     run(work())

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import time
@@ -86,6 +87,20 @@ def test_show_never_lets_a_payload_reach_the_terminal(cli: Cli) -> None:
     assert all(line.isprintable() for line in shown.splitlines())
     assert len(shown) < 4000
     assert shown.endswith("(the beginning of 100,011 bytes; --raw writes all of them)\n")
+
+
+def test_no_record_reaches_the_terminal_either(cli: Cli) -> None:
+    """Whoever can write into Redis can write records too. Without a terminal, click would take colours out."""
+    (letter_id,) = cli.bury([FAILED])
+    record = json.loads(str(cli.server.client.hget("q:records", letter_id), "utf-8"))  # type: ignore[arg-type]
+    evil = {name: f"\x1b[31m\x9b{value}" for name, value in record.items() if isinstance(value, str)}
+    cli.server.client.hset("q:records", letter_id, json.dumps({**record, **evil}))
+    for words in (("dead", "list"), ("dead", "show", letter_id)):
+        terminal = Terminal(cli.config_file.parent, *words, "-c", str(cli.config_file))
+        terminal.wait_for("max_attempts")
+        assert terminal.end() == 0
+        colours = re.compile(r"\x1b\[(?:0|1)m")  # its own
+        assert all(colours.sub("", line).isprintable() for line in terminal.shown.split("\r\n")), terminal.shown
 
 
 def test_raw_and_json_keep_every_byte(cli: Cli) -> None:
