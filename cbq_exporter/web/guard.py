@@ -77,6 +77,7 @@ class Guard:
         if len(self._connections) >= self._limits.connections and not self._make_room():
             return False
         self._connections[connection.inner] = connection
+        connection.waits_since = asyncio.get_running_loop().time()
         if self._next_look is None:
             self._look_later()
         return True
@@ -127,7 +128,8 @@ class Connection(asyncio.Protocol):
         self._head_since: float | None = self._loop.time()
         self._unsent_since: float | None = None
         self._accepted = False
-        self.waits_since: float | None = None  # for a request, of the loop's clock; None during one, and a handshake
+        self.waits_since: float | None = None  # for a handshake or a request, of the loop's clock; None during one
+        self.give_up: Callable[[], object] | None = None  # ends the handshake
         self.transport: asyncio.Transport | None = None  # none yet during a handshake, which has a timeout of its own
 
     def begin_request(self) -> None:
@@ -156,6 +158,8 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         if self.transport is not None:
             self.transport.abort()
+        elif self.give_up is not None:
+            self.give_up()
 
     # --- asyncio.Protocol ------------------------------------------------------------------------
 

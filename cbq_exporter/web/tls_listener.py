@@ -76,6 +76,9 @@ class TlsListener:
             self._guard.closed(connection)
             return
         secured = False
+        task = asyncio.current_task()
+        assert task is not None
+        connection.give_up = task.cancel
         try:
             client.setblocking(False)
             await self._loop.connect_accepted_socket(

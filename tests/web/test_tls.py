@@ -367,15 +367,21 @@ def _cut_off(sock: ssl.SSLSocket) -> bool:
     return False
 
 
-def test_handshakes_count_as_connections(pki: Pki, tmp_path: Path) -> None:
+@LOOPS
+def test_handshakes_count_as_connections_and_the_oldest_makes_room(
+    pki: Pki, tmp_path: Path, new_loop: NewLoop, caplog: pytest.LogCaptureFixture
+) -> None:
     path = web_yml(tmp_path, pki.settings)
-    with serving(FakeBackend(), Limits(connections=3, head=20, look_every=0.1), config_file=path) as served:
+    limits = Limits(connections=3, head=60, look_every=0.1)
+    with serving(FakeBackend(), limits, new_loop, config_file=path) as served:
         silent = [served.connect() for _ in range(3)]
-        until(lambda: not answers(served, pki.context()), what="the silent ones hold no place")
-        silent.pop().close()
-        until(lambda: answers(served, pki.context()), what="no place came back")
+        until(lambda: answers(served, pki.context()), what="they keep everybody out")
+        assert ended(silent[0])
+        silent += [served.connect() for _ in range(20)]
+        until(lambda: answers(served, pki.context()), what="they keep everybody out")
         for sock in silent:
             sock.close()
+    assert caplog.messages == ["3 connections are open: for each new one the one that waits longest is closed"]
 
 
 @LOOPS
