@@ -69,6 +69,7 @@ def _warnings(loaded: Loaded) -> list[str]:
     """
     from cbq_exporter.config import warnings
     from cbq_exporter.config.exposure import exposed
+    from cbq_exporter.config.files import Files
     from cbq_exporter.daemon.container import inside
     from cbq_exporter.delivery.proxying import proxy_of
     from cbq_exporter.delivery.receivers import Receivers
@@ -89,7 +90,7 @@ def _warnings(loaded: Loaded) -> list[str]:
 
     for queue in config.queues:
         with noted():
-            proxy_of(queue)
+            proxy_of(queue, Files())
         if queue.mode is Mode.DISPATCH:
             with noted():
                 Receivers(queue, config.destinations)

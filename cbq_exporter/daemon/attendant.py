@@ -19,7 +19,7 @@ from cbq_exporter.daemon.schedule import Schedule
 from cbq_exporter.delivery.egress import policy_of
 from cbq_exporter.delivery.engine import Engine
 from cbq_exporter.delivery.exchange import Exchange
-from cbq_exporter.delivery.proxying import proxy_of
+from cbq_exporter.delivery.proxying import Proxy, proxy_of
 from cbq_exporter.delivery.receivers import Receivers
 from cbq_exporter.errors import StoreError
 from cbq_exporter.metrics.instruments import QueueInstruments
@@ -79,7 +79,7 @@ class Attendant:
                 store.queues[config.name],
                 Receivers(config, destinations, files=self._files, clock=clock),
                 instruments,
-                _engine_maker(config, clock, idle_connections),
+                _engine_maker(config, proxy_of(config, self._files), clock, idle_connections),
                 clock,
                 on_retry=self._wake,
                 breakers=Breakers(
@@ -249,7 +249,7 @@ def _recover_once(recoverer: Recoverer, dispatcher: Dispatcher | None) -> Callab
 
 
 def _engine_maker(
-    config: QueueConfig, clock: Clock, idle_connections: int
+    config: QueueConfig, proxy: Proxy | None, clock: Clock, idle_connections: int
 ) -> Callable[[Callable[[list[Exchange]], None]], Engine]:
     delivery = config.delivery
     if idle_connections < delivery.idle_connections:
@@ -258,7 +258,6 @@ def _engine_maker(
             extra={"queue": config.name, "room": idle_connections, "configured": delivery.idle_connections},
         )
     loop = asyncio.get_running_loop()
-    proxy = proxy_of(config)
 
     def make(on_done: Callable[[list[Exchange]], None]) -> Engine:
         return Engine(

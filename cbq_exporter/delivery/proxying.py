@@ -5,7 +5,6 @@ It is asked to open a way (CONNECT) for http URLs too: so its own answers are to
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,8 +14,9 @@ from cbq_exporter.model import FailureKind
 
 if TYPE_CHECKING:  # the sending process does without
     from cbq_exporter.config import QueueConfig
+    from cbq_exporter.config.files import Files
 
-_MOST_BYTES = 4096  # of the file with the credentials
+_MOST_CHARACTERS = 4096  # of the credentials
 
 # How a proxy says that it could not reach the receiver, or that the receiver did not answer it in time.
 _RECEIVER_UNREACHABLE = frozenset({502, 503, 504})
@@ -33,7 +33,7 @@ class Proxy(msgspec.Struct, frozen=True):
         return f"Proxy({self.url!r})"
 
 
-def proxy_of(queue: QueueConfig) -> Proxy | None:
+def proxy_of(queue: QueueConfig, files: Files) -> Proxy | None:
     """With the credentials of its file; raises ConfigError where they cannot be read."""
     config = queue.delivery.proxy
     if config is None:
@@ -41,7 +41,7 @@ def proxy_of(queue: QueueConfig) -> Proxy | None:
     if config.credentials_file is None:
         return Proxy(config.url)
     place = f"queues[{queue.name}].delivery.proxy.credentials_file"
-    user, password = _credentials(config.credentials_file, place)
+    user, password = _credentials(str(config.credentials_file), place, files)
     return Proxy(config.url, user, password)
 
 
@@ -52,15 +52,10 @@ def refusal(answer: int) -> tuple[FailureKind, str]:
     return FailureKind.LOCAL, f"the proxy refuses: HTTP {answer}"
 
 
-def _credentials(path: Path, place: str) -> tuple[str, str]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1).decode()
-        user, colon, password = text.strip("\r\n").partition(":")
-        if len(text) > _MOST_BYTES or not (colon and user and text.strip("\r\n").isprintable()):
-            raise ValueError("no user:password in it")
-    except (OSError, ValueError) as error:
-        why = "no UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or str(error)
-        problem = Problem(str(path), place, why, "must be a file of one line, user:password")
-        raise ConfigError((problem,)) from None
+def _credentials(source: str, place: str, files: Files) -> tuple[str, str]:
+    line = files.text(source, place).strip("\r\n")
+    user, colon, password = line.partition(":")
+    if len(line) > _MOST_CHARACTERS or not (colon and user and line.isprintable()):
+        problem = Problem(source, place, "no user:password in it", "must be a file of one line, user:password")
+        raise ConfigError((problem,))
     return user, password

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cbq_exporter.config import DeliveryConfig, ProxyConfig, QueueConfig
+from cbq_exporter.config.files import Files
 from cbq_exporter.delivery.egress import EgressPolicy
 from cbq_exporter.delivery.proxying import Proxy, proxy_of
 from cbq_exporter.errors import ConfigError
@@ -180,15 +181,19 @@ def test_credentials_come_from_a_file_and_show_nowhere(tmp_path: Path) -> None:
     file.write_text("me:s3:cret \n")
     config = ProxyConfig(url="http://proxy.example:3128/", credentials_file=file)
     queue = QueueConfig(name="q", delivery=DeliveryConfig(proxy=config))
-    proxy = proxy_of(queue)
+    files = Files()
+    proxy = proxy_of(queue, files)
     assert proxy == Proxy("http://proxy.example:3128", "me", "s3:cret ")
     assert "s3" not in repr(proxy)
-    assert proxy_of(QueueConfig(name="q")) is None
+    assert proxy_of(QueueConfig(name="q"), Files()) is None
+    assert not files.have_changed()
+    file.write_text("me:another")
+    assert files.have_changed(), "a reload takes the new ones"
     for content in (b"", b"nobody", b":x", b"a:b\nc:d", b"a:\xff", b"a:" + b"b" * 5000):
         file.write_bytes(content)
         with pytest.raises(ConfigError) as caught:
-            proxy_of(queue)
+            proxy_of(queue, Files())
         assert "queues[q].delivery.proxy.credentials_file" in str(caught.value)
     file.unlink()
-    with pytest.raises(ConfigError, match="No such file"):
-        proxy_of(queue)
+    with pytest.raises(ConfigError, match="no file there"):
+        proxy_of(queue, Files())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tests.e2e.bare_client import by_payload, dead_letters, item, push, wait_until_settled
 from tests.support.connect_proxy import Way
-from tests.support.daemons import Daemon, queue
+from tests.support.daemons import Daemon, queue, until
 from tests.support.receiver import Receiver
 from tests.support.servers import Server
 
@@ -25,7 +26,10 @@ REFUSED = (
 
 @pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
 def test_through_a_proxy(server: Server, tmp_path: Path, own_process: bool) -> None:
-    """Compressed where it is worth it; what is ours is dead at once, and ``check-url`` says the same."""
+    """Compressed where it is worth it; what is ours is dead at once, and ``check-url`` says the same.
+
+    A reload takes new credentials.
+    """
     credentials = tmp_path / "credentials"
     credentials.write_text("me:secret\n")
     with Receiver() as receiver:
@@ -43,7 +47,15 @@ def test_through_a_proxy(server: Server, tmp_path: Path, own_process: bool) -> N
             with Daemon(server.url, queue() | {"delivery": delivery}, folder=tmp_path) as daemon:
                 push(server.client, *good, *bad)
                 wait_until_settled(server.client, dead=len(bad), what=daemon.log)
-        first, second = sorted(receiver.requests, key=lambda seen: len(seen.headers.get("content-encoding", "")))
+                credentials.write_text("me:rotated\n")
+                daemon.send_signal(signal.SIGHUP)
+                until(lambda: '"callbacks: files"' in daemon.log(), what=daemon.log)
+                push(server.client, item("http://hooks.example.com/x", data={"n": 3}))
+                wait_until_settled(server.client, dead=len(bad), what=daemon.log)
+        assert f"Proxy-Authorization: Basic {base64.b64encode(b'me:rotated').decode()}" in way.heads.pop()
+        *others, last = receiver.requests
+        assert json.loads(last.body) == {"n": 3}
+        first, second = sorted(others, key=lambda seen: len(seen.headers.get("content-encoding", "")))
     assert json.loads(first.body) == small
     assert json.loads(gzip.decompress(second.body)) == large
     assert {head[0] for head in way.heads} == {"CONNECT hooks.example.com:80 HTTP/1.1"}
