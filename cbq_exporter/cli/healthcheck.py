@@ -9,6 +9,7 @@ import click
 
 from cbq_exporter.cli import options
 from cbq_exporter.errors import CbqError, UsageError
+from cbq_exporter.logs import printable
 
 if TYPE_CHECKING:
     from cbq_exporter.config import Config
@@ -77,7 +78,7 @@ def _ask(config: Config, path: str, timeout: float) -> str:
         return _alive_for_all_that_is_known(path, "a password")
     if answer.status != http.client.OK:
         raise CbqError(f"{url} says: {'; '.join(text.split(chr(10))).strip('; ')}")
-    return text.strip()
+    return "\n".join(printable(line) for line in text.strip().split("\n"))
 
 
 def _here(host: str) -> str:

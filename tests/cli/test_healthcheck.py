@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -55,6 +56,23 @@ def test_a_daemon_is_alive_without_redis_but_not_ready(tmp_path: Path) -> None:
         gone = check(tmp_path, netloc)
         assert gone.exit_code == 1
         assert gone.stderr.startswith(f"cbq-exporter: no daemon answers at {daemon.url}/-/healthy: ")
+
+
+def test_another_program_at_that_address_reaches_no_terminal(tmp_path: Path) -> None:
+    body = "\x9b31mhealthy\u202e\nready\n".encode()
+
+    def answer() -> None:
+        client, _ = listening.accept()
+        with client:
+            client.recv(65536)
+            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        other = threading.Thread(target=answer)
+        other.start()
+        result = check(tmp_path, f"127.0.0.1:{listening.getsockname()[1]}")
+        other.join(20)
+    assert (result.exit_code, result.stdout) == (0, "\\x9b31mhealthy\\u202e\nready\n")
 
 
 @pytest.mark.parametrize("client", ["NoClientCert", "RequireAndVerifyClientCert"])
