@@ -68,9 +68,9 @@ def _warnings(loaded: Loaded) -> list[str]:
     that it names, not only in the first.
     """
     from cbq_exporter.config import warnings
+    from cbq_exporter.config.container import inside
     from cbq_exporter.config.exposure import exposed
     from cbq_exporter.config.files import Files
-    from cbq_exporter.daemon.container import inside
     from cbq_exporter.delivery.proxying import proxy_of
     from cbq_exporter.delivery.receivers import Receivers
     from cbq_exporter.model import Mode

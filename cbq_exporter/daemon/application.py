@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 from cbq_exporter import __version__
 from cbq_exporter.clock import Clock
-from cbq_exporter.config import Config, Loaded, QueueConfig, warnings
+from cbq_exporter.config import Config, Loaded, QueueConfig, container, warnings
 from cbq_exporter.config.changes import Changes
-from cbq_exporter.daemon import container, open_files
+from cbq_exporter.daemon import open_files
 from cbq_exporter.daemon.alerting import Alerting
 from cbq_exporter.daemon.attendant import Attendant
 from cbq_exporter.daemon.attendants import Attendants

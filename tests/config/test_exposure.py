@@ -10,9 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from cbq_exporter.cli.main import app
-from cbq_exporter.config import load
+from cbq_exporter.config import container, load
 from cbq_exporter.config.exposure import exposed
-from cbq_exporter.daemon import container
 
 FILES = ("api", "alert", "web.yml", "signing", "billing")
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cbq_exporter.config import WebConfig
-from cbq_exporter.daemon import container
+from cbq_exporter.config import WebConfig, container
 from tests.support.daemons import Daemon, until
 from tests.support.servers import Server
 

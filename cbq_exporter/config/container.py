@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cbq_exporter.config import WebConfig
+from cbq_exporter.config.models import WebConfig
 
 _FILES = (".dockerenv", "run/.containerenv")  # of Docker and of Podman
 _VARIABLES = ("container", "KUBERNETES_SERVICE_HOST")  # of Podman, LXC and systemd-nspawn; of a pod
