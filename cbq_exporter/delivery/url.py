@@ -14,6 +14,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]+)?)(?:[/?#][!-~]*)?\Z")
 _AFTER_PATH = re.compile(r"[?#]")
 _DOTS = re.compile(r"/(?:\.|%2e){1,2}(?:[/?#]|\Z)", re.IGNORECASE)
+_ESCAPED = re.compile(r"%[0-9A-Fa-f]{2}")
+_SMALL_ESCAPED = re.compile(r"%(?:[a-f][0-9A-Fa-f]|[0-9A-F][a-f])")
 _UNUSABLE = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?\Z")
@@ -30,9 +32,9 @@ class Target:
 
     ``url`` is pure ASCII: a host in other letters is in its IDNA form, a path in other letters is
     percent-encoded, an IPv4 address is four decimal numbers whichever way it was written. Of a path with dots
-    (``/a/../b``) only what they lead to is left, so that the path that is judged is the one that is asked for. ``host``
-    is in lower case and has no brackets. ``destination`` is what limits and breakers are kept by: the host, with the
-    port where it is not the scheme's own.
+    (``/a/../b``) only what they lead to is left, and its escapes are in capitals, so that the path that is judged is
+    the one that is asked for. ``host`` is in lower case and has no brackets. ``destination`` is what limits and
+    breakers are kept by: the host, with the port where it is not the scheme's own.
     """
 
     url: str
@@ -54,7 +56,7 @@ def parse(url: object, max_length: int = MAX_LENGTH) -> Target:
 @lru_cache(maxsize=1024)
 def _parse(url: str) -> Target:
     plain = _PLAIN.match(url)
-    if plain is not None and not _DOTS.search(url, plain.end(1)):
+    if plain is not None and not (_DOTS.search(url, plain.end(1)) or _SMALL_ESCAPED.search(url)):
         origin = _parse_origin(plain[1])
         if origin.url == plain[1]:  # what follows stays as it is too
             return Target(url, origin.scheme, origin.host, origin.port, origin.destination)
@@ -95,7 +97,7 @@ def _parse_slowly(url: str) -> Target:
     else:
         bare = authority = _name(host)
     ours = authority if port_text in ("", None) else f"{authority}:{port}"
-    after = _without_dots(url[named.end() + 2 + len(parts.netloc) :])
+    after = _in_one_way(url[named.end() + 2 + len(parts.netloc) :])
     return _target(f"{scheme}://{ours}{quote(after, safe=_VISIBLE)}", scheme, bare, port)
 
 
@@ -107,17 +109,21 @@ def _target(url: str, scheme: str, host: str, port: int) -> Target:
     return Target(url, scheme, host, port, destination)
 
 
-def _without_dots(after: str) -> str:
-    """By RFC 3986 (5.2.4); a dot may be written as ``%2e``. ``after`` is what follows the authority."""
-    if not _DOTS.search(after):
-        return after
+def _in_one_way(after: str) -> str:
+    """``after`` is what follows the authority. The path in it as libcurl writes it."""
     mark = _AFTER_PATH.search(after)
     end = len(after) if mark is None else mark.start()
-    if not end:
-        return after
+    path = _ESCAPED.sub(lambda escaped: escaped[0].upper(), after[:end])
+    return _without_dots(path) + after[end:]
+
+
+def _without_dots(path: str) -> str:
+    """By RFC 3986 (5.2.4); a dot may be written as ``%2e``."""
+    if not _DOTS.search(path):
+        return path
     kept: list[str] = []
     dots = ""
-    for segment in after[1:end].split("/"):
+    for segment in path[1:].split("/"):
         dots = segment.lower().replace("%2e", ".")
         if dots == "..":
             del kept[-1:]
@@ -125,7 +131,7 @@ def _without_dots(after: str) -> str:
             kept.append(segment)
     if dots in (".", ".."):
         kept.append("")
-    return f"/{'/'.join(kept)}{after[end:]}"
+    return f"/{'/'.join(kept)}"
 
 
 def _split_port(netloc: str) -> tuple[str, str | None]:

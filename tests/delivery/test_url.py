@@ -140,6 +140,7 @@ READ = [
     ('http://example.com/\\"<>{}|^`', 'http://example.com/\\"<>{}|^`', "example.com", 80, "example.com"),
     ("http://a.example/v1/../b/./c", "http://a.example/b/c", "a.example", 80, "a.example"),
     ("http://a.example/v1/%2E%2e/.%2e/b?/../c#/../d", "http://a.example/b?/../c#/../d", "a.example", 80, "a.example"),
+    ("http://a.example/%c3%A9%zz%0?%0a", "http://a.example/%C3%A9%zz%0?%0a", "a.example", 80, "a.example"),
     ("http://a.example/v1//../é/..", "http://a.example/v1/", "a.example", 80, "a.example"),
     ("http://a.example/..a/b../...", "http://a.example/..a/b../...", "a.example", 80, "a.example"),
     ("http://a.example?/../b", "http://a.example?/../b", "a.example", 80, "a.example"),
@@ -294,6 +295,7 @@ _URLS = st.one_of(
 @example("http://[::ffff:1.2.3.4]/")
 @example("http://xn--a/")
 @example("http://a/../../b/%2e%2e")
+@example("http://a/%0a%zz?%0a")
 @given(_URLS)
 def test_libcurl_reads_the_host_and_the_path_that_we_judged(curl: Curl, url: str) -> None:
     """Whatever comes, it is refused with a ValueError or it means the same to us and to libcurl."""
