@@ -9,6 +9,7 @@ from cbq_exporter.web.page import CONTENT_SECURITY_POLICY
 HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "Server": "cbq-exporter",
     "X-Content-Type-Options": "nosniff",

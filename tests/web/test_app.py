@@ -256,6 +256,7 @@ def test_every_answer_is_closed_to_browsers_tricks(path: str) -> None:
         headers = served.ask(path).headers
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
     assert headers["Referrer-Policy"] == "no-referrer"
     assert headers["Cache-Control"] == "no-store"
     assert headers["Server"] == "cbq-exporter"
