@@ -85,6 +85,8 @@ def _counted_above(threshold: Threshold) -> str:
     return f"> {threshold.value + 0.5:g}"
 
 
+# Prometheus's own word of each target. Another environment is another job, and has this name in its own.
+_UP = f'up{{job=~".*{JOB}.*"}}'
 _PAUSED = "max by (job, queue) (cbq_queue_paused) == 1"
 _LONG = duration(thresholds.RATIO_OVER)
 _ATTEMPTS = f"rate(cbq_delivery_attempts_total[{_LONG}])"
@@ -175,7 +177,7 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         "CbqExporterAbsent",
         "critical",
-        f'absent(cbq_up)\nunless on ()\nmax(up{{job="{JOB}"}}) == 0',
+        f"absent(cbq_up)\nunless on ()\nmax({_UP}) == 0",
         5 * MINUTE,
         "Nothing reports about callback queues",
         f"No series cbq_up exists: Prometheus has no target of the job {JOB}, or what answers there is something else. "
@@ -183,9 +185,20 @@ ALERTS: tuple[Alert, ...] = (
         scope=(),
     ),
     Alert(
+        "CbqExporterAbsent",
+        "warning",
+        "group by (job) (cbq_up offset 1h)\nunless on (job)\ncbq_up\nunless on (job)\nup == 0\nand on ()\ncbq_up",
+        5 * MINUTE,
+        "Nothing reports about the callback queues of {{ $labels.job }} any more",
+        "An hour ago a cbq-exporter of {{ $labels.job }} reported; now Prometheus has no target of that job, or what "
+        "answers there is something else. Every other Cbq alert of this job is silent meanwhile. "
+        "It ends by itself an hour after the job was removed or renamed.",
+        scope=("job",),
+    ),
+    Alert(
         "CbqExporterDown",
         "critical",
-        f'max by (job) (up{{job="{JOB}"}}) == 0',
+        f"max by (job) ({_UP}) == 0",
         2 * MINUTE,
         "No cbq-exporter of {{ $labels.job }} can be scraped",
         "All daemons of {{ $labels.job }} are down or do not answer. Where they dispatch, no callback goes out.",
@@ -194,7 +207,7 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         "CbqReplicaDown",
         "warning",
-        f'up{{job="{JOB}"}} == 0\nand on (job)\nmax by (job) (up{{job="{JOB}"}}) == 1',
+        f"{_UP} == 0\nand on (job)\nmax by (job) ({_UP}) == 1",
         5 * MINUTE,
         "{{ $labels.instance }} cannot be scraped",
         "Another daemon of {{ $labels.job }} still works; there is one less to take over.",

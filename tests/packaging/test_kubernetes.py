@@ -43,6 +43,13 @@ def _closed(required: list[str], **properties: Any) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
 
 
+_RELABELING = _closed(
+    ["sourceLabels", "targetLabel"],
+    sourceLabels={"type": "array", "items": {"type": "string"}},
+    separator={"type": "string"},
+    targetLabel={"type": "string"},
+)
+
 # The part of the Prometheus operator's own kinds that is used here: their schemas come with no package.
 OPERATOR = {
     "ServiceMonitor": _closed(
@@ -57,7 +64,13 @@ OPERATOR = {
             endpoints={
                 "type": "array",
                 "minItems": 1,
-                "items": _closed(["port"], port={"type": "string"}, interval=_DURATION, scrapeTimeout=_DURATION),
+                "items": _closed(
+                    ["port"],
+                    port={"type": "string"},
+                    interval=_DURATION,
+                    scrapeTimeout=_DURATION,
+                    relabelings={"type": "array", "items": _RELABELING},
+                ),
             },
         ),
     ),
@@ -125,7 +138,11 @@ def test_all_of_them_mean_the_same_pods() -> None:
     monitor = MANIFESTS["ServiceMonitor"]["spec"]
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert service["metadata"]["labels"][monitor["jobLabel"]] == JOB
-    assert monitor["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    (endpoint,) = monitor["endpoints"]
+    assert endpoint["port"] == service["spec"]["ports"][0]["name"]
+    # The same in two namespaces is two jobs: else the rules would take one Redis for the other.
+    (job,) = [one for one in endpoint["relabelings"] if one["targetLabel"] == "job"]
+    assert job["sourceLabels"] == ["namespace", "job"]
 
 
 def test_they_agree_with_the_daemon(tmp_path: Path) -> None:
