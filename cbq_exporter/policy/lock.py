@@ -36,7 +36,9 @@ def judge(look: LockLook, rule: LockRule) -> Verdict:
     All ages count from the first sight of the lock as it is now: one that was prolonged since is young.
     """
     if is_family(look.value):
-        last_sign = max(look.untouched_since, look.beat_at or 0.0)
+        last_sign = look.untouched_since
+        if look.beat_at is not None and look.beat_at <= look.now:  # else the clock was set back: it says nothing
+            last_sign = max(last_sign, look.beat_at)
         if look.now - last_sign > rule.dead_after:
             return Release(ReleaseReason.HOLDER_DEAD)
     if look.ttl is None:

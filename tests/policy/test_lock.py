@@ -36,6 +36,9 @@ def look(value: bytes, ttl: float | None, untouched_for: float, beat_age: float 
         (look(OURS, 30.0, 3, beat_age=3600), Leave()),
         (look(OURS, 30.0, 10, beat_age=None), Leave()),
         (look(OURS, 30.0, 16, beat_age=None), Release(ReleaseReason.HOLDER_DEAD)),
+        # The store's clock was set back: what beat before that has beaten in the future.
+        (look(OURS, 330.0, 14, beat_age=-300), Leave()),
+        (look(OURS, 330.0, 16, beat_age=-300), Release(ReleaseReason.HOLDER_DEAD)),
         (look(OURS, None, 86_400, beat_age=1), Release(ReleaseReason.NO_TTL)),
         (look(OURS, None, 20, beat_age=1), Watch(NOW + 40, ReleaseReason.NO_TTL)),
         # Somebody else's heartbeat is nothing we know about.

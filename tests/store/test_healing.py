@@ -115,6 +115,14 @@ def test_a_lock_that_is_prolonged_or_gets_an_expiry_is_touched(q: Driven) -> Non
     assert q.look_at_lock().untouched_since > 1
 
 
+def test_what_was_seen_of_a_lock_before_the_stores_clock_was_set_back_was_not_seen(q: Driven) -> None:
+    q.redis.set(q.keys.lock, THEIRS, ex=3600)
+    later = int(q.look_at_lock().now + 300) * 1000
+    q.redis.hset(q.keys.lock_seen, mapping={"first_ms": later, "untouched_ms": later})
+    look = q.look_at_lock()
+    assert look.first_seen_at == look.untouched_since == look.now
+
+
 def test_only_the_lock_that_was_looked_at_is_released(q: Driven) -> None:
     def after(*command: Any) -> bool:
         q.redis.set(q.keys.lock, FAMILY, ex=30)

@@ -5,7 +5,8 @@
 -- Returns {value, TTL in ms or -1 where it has none, first seen ms, untouched since ms,
 --          last heartbeat of its holder ms or -1, now ms}, or {} where the lock is free
 --
--- A sighting belongs to the lock's value. A lock that is prolonged is touched: its holder lives.
+-- A sighting belongs to the lock's value. A lock that is prolonged is touched: its holder lives. What was seen in the
+-- future, because the clock was set back, was not seen.
 local lock, lock_seen, daemons = KEYS[1], KEYS[2], KEYS[3]
 local keep_ms, anew = ARGV[1], ARGV[2] == '1'
 local tolerance = 1000 -- ms that an expiry may move without having been prolonged
@@ -24,7 +25,7 @@ local beat = tonumber(redis.call('ZSCORE', daemons, value) or -1)
 
 local seen = redis.call('HMGET', lock_seen, 'value', 'first_ms', 'untouched_ms', 'expires_ms')
 local first, untouched = now, now
-if seen[1] == value and not anew then
+if seen[1] == value and not anew and tonumber(seen[3]) <= now then
   local expired = tonumber(seen[4])
   first = tonumber(seen[2])
   if (expired < 0) == (expires < 0) and expires <= expired + tolerance then
