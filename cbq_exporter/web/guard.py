@@ -23,6 +23,7 @@ from aiohttp import web
 log = logging.getLogger(__name__)
 
 _SAY_EVERY = 60.0  # seconds between two lines that say that there is no room
+_MOST_HEADS = 8 * 1024 * 1024  # bytes of all requests that are not whole: aiohttp keeps up to one of these for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Guard:
         self._connections: dict[asyncio.BaseProtocol, Connection] = {}  # by aiohttp's protocol
         self._next_look: asyncio.TimerHandle | None = None
         self._said_full_at = -math.inf  # of the loop's clock
+        self._heads = 0  # bytes of all heads that are not whole
 
     def __call__(self, refuses: Callable[[asyncio.Transport], str] | None = None) -> Connection:
         """``refuses`` says, before anything is read, why the client is not let in; empty where it is."""
@@ -82,22 +84,41 @@ class Guard:
             self._look_later()
         return True
 
+    def took(self, connection: Connection, count: int) -> None:
+        """So many bytes more of a head. Where all heads together are too many bytes, the largest is closed."""
+        if connection.inner not in self._connections:
+            return  # it is being closed
+        connection.head += count
+        self._heads += count
+        while self._heads > _MOST_HEADS:
+            self._say("half-sent requests are too large together: the largest are closed")
+            self._close(max(self._connections.values(), key=lambda one: one.head))
+
+    def head_ended(self, connection: Connection) -> None:
+        self._heads -= connection.head
+        connection.head = 0
+
     def _make_room(self) -> bool:
         waiting = [one for one in self._connections.values() if one.waits_since is not None]
+        what = "for each new one the one that waits longest is closed" if waiting else "more are refused"
+        self._say(f"{len(self._connections)} connections are open: {what}")
+        if waiting:
+            self._close(min(waiting, key=lambda one: one.waits_since or 0.0))
+        return bool(waiting)
+
+    def _close(self, connection: Connection) -> None:
+        self.closed(connection)
+        connection.abort()
+
+    def _say(self, what: str) -> None:
         now = asyncio.get_running_loop().time()
         if now - self._said_full_at >= _SAY_EVERY:
             self._said_full_at = now
-            what = "for each new one the one that waits longest is closed" if waiting else "more are refused"
-            log.warning("%d connections are open: %s", len(self._connections), what)
-        if not waiting:
-            return False
-        longest = min(waiting, key=lambda one: one.waits_since or 0.0)
-        self.closed(longest)
-        longest.abort()
-        return True
+            log.warning("%s", what)
 
     def closed(self, connection: Connection) -> None:
-        self._connections.pop(connection.inner, None)
+        if self._connections.pop(connection.inner, None) is not None:
+            self.head_ended(connection)
 
     def _look_later(self) -> None:
         self._next_look = asyncio.get_running_loop().call_later(self._limits.look_every, self._look)
@@ -128,6 +149,7 @@ class Connection(asyncio.Protocol):
         self._head_since: float | None = self._loop.time()
         self._unsent_since: float | None = None
         self._accepted = False
+        self.head = 0  # bytes of a head that is not whole; a body's first ones may be among them for a moment
         self.waits_since: float | None = None  # for a handshake or a request, of the loop's clock; None during one
         self.give_up: Callable[[], object] | None = None  # ends the handshake
         self.transport: asyncio.Transport | None = None  # none yet during a handshake, which has a timeout of its own
@@ -135,6 +157,7 @@ class Connection(asyncio.Protocol):
     def begin_request(self) -> None:
         self._in_request = True
         self._head_since = self.waits_since = None
+        self._guard.head_ended(self)
 
     def end_request(self) -> None:
         self._in_request = False
@@ -185,8 +208,12 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._accepted:
             return
-        if self._head_since is None and not self._in_request:
-            self._head_since = self._loop.time()
+        if not self._in_request:
+            if self._head_since is None:
+                self._head_since = self._loop.time()
+            self._guard.took(self, len(data))
+            if self.transport is None or self.transport.is_closing():
+                return
         self.inner.data_received(data)
 
     def eof_received(self) -> bool | None:

@@ -137,6 +137,24 @@ def test_connections_with_a_request_under_way_are_not_closed_for_others() -> Non
             sock.close()
 
 
+def test_half_sent_requests_are_bounded_all_together(caplog: pytest.LogCaptureFixture) -> None:
+    head = b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: %b\r\n" % (i, b"a" * 8000) for i in range(100))
+    with serving(FakeBackend(), Limits(head=60, look_every=0.1)) as served:
+        held = [served.connect() for _ in range(30)]  # 24 MB
+        for sock in held:
+            sock.settimeout(0.01)
+            with contextlib.suppress(OSError):
+                sock.sendall(head)
+        assert well(served)
+        until(lambda: sum(map(ended, held)) >= 19)
+        with served.connect() as sock:
+            sock.sendall(head + b"\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200 "), "one by itself is heard"
+        for sock in held:
+            sock.close()
+    assert caplog.messages == ["half-sent requests are too large together: the largest are closed"]
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["silent", "idle"])
 def test_nobody_keeps_others_out_by_holding_all_connections(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with serving(FakeBackend(), Limits(connections=3, head=60, look_every=0.1)) as served:
