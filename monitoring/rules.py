@@ -88,6 +88,8 @@ def _counted_above(threshold: Threshold) -> str:
 # Prometheus's own word of each target. Another environment is another job, and has this name in its own.
 _UP = f'up{{job=~".*{JOB}.*"}}'
 _PAUSED = "max by (job, queue) (cbq_queue_paused) == 1"
+# As long as the configuration lets callbacks wait for their batch they are not late; absent where others send.
+_WAIT = "max by (job, queue) (cbq_batch_wait_seconds)"
 _LONG = duration(thresholds.RATIO_OVER)
 _ATTEMPTS = f"rate(cbq_delivery_attempts_total[{_LONG}])"
 # Those that are cancelled were cut off by a daemon that stops.
@@ -150,11 +152,13 @@ def _pending_too_old(severity: Severity, threshold: Threshold) -> Alert:
     return Alert(
         "CbqOldestPendingTooOld",
         severity,
-        f"{_PENDING_AGE} {_above(threshold)}\nunless on (job, queue)\n{_PAUSED}",
+        f"{_PENDING_AGE} {_above(threshold)}\n"
+        f"unless on (job, queue)\n{_PENDING_AGE} - {_WAIT} <= {threshold.value:g}\n"
+        f"unless on (job, queue)\n{_PAUSED}",
         MINUTE,
         "Callbacks of {{ $labels.queue }} are late",
         "The oldest callback of {{ $labels.queue }} has waited for {{ $value | humanizeDuration }} "
-        f"(more than {duration(threshold.value)}).",
+        f"(more than {duration(threshold.value)} beyond what batch.* lets it wait).",
     )
 
 
@@ -275,6 +279,10 @@ ALERTS: tuple[Alert, ...] = (
         "unless on (job, queue)\n"
         "time() - max by (job, queue) (cbq_last_send_timestamp_seconds) "
         f"<= {thresholds.NO_SEND.value:g}\n"
+        "unless on (job, queue)\n"
+        f"time() - max by (job, queue) (cbq_last_send_timestamp_seconds) - {_WAIT} <= {thresholds.NO_SEND.value:g}\n"
+        "unless on (job, queue)\n"
+        f"({_PENDING_AGE} >= 0) <= {_WAIT}\n"
         f"unless on (job, queue)\n{_PAUSED}",
         MINUTE,
         "Nobody sends the callbacks of {{ $labels.queue }}",

@@ -139,6 +139,11 @@ class BatchConfig(Section):
         0.0, description="The pause between the starts of two sends of one batch."
     )
 
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that a callback may wait for its batch though nothing is in the way."""
+        return max(self.max_delay, self.min_interval)
+
 
 class RecoveryConfig(Section):
     """What happens to callbacks that are stuck in processing because their worker died."""

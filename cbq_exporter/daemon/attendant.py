@@ -95,6 +95,8 @@ class Attendant:
         return self.config.name
 
     def start(self) -> None:
+        dispatches = self._dispatcher is not None
+        self._instruments.batch_wait.set(self.config.batch.longest_wait if dispatches else None)
         if self.config.mode is Mode.OBSERVE:
             return
         if self._dispatcher is not None:

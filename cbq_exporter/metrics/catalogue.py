@@ -292,6 +292,14 @@ CATALOGUE: tuple[Definition, ...] = (
         "batch_flushes_total", "counter", ("queue", "reason"), "Batches, by what made them due.", "Tuning of batch.*."
     ),
     Definition(
+        "batch_wait_seconds",
+        "gauge",
+        _QUEUE,
+        "How long a callback may wait for its batch because the configuration says so, by batch.max_delay or "
+        "batch.min_interval; absent where this daemon does not dispatch.",
+        "What waits no longer than this is not late.",
+    ),
+    Definition(
         "bundle_size_callbacks",
         "histogram",
         _QUEUE,

@@ -108,6 +108,7 @@ class QueueInstruments:
     dead: Mapping[DeadReason, Number]
     retried: Mapping[FailureKind, Number]
     flushes: Mapping[FlushReason, Number]
+    batch_wait: Number
     batch_size: Observed
     bundle_size: Observed
     bundle_splits: Number
@@ -234,6 +235,7 @@ class _Families:
         self.lag = histogram("delivery_lag_seconds")
         self.batch_size = histogram("batch_size_callbacks")
         self.flushes = counter("batch_flushes_total")
+        self.batch_wait = late("batch_wait_seconds")
         self.bundle_size = histogram("bundle_size_callbacks")
         self.bundle_splits = counter("bundle_splits_total")
         self.bundle_partial_results = counter("bundle_partial_results_total")
@@ -286,6 +288,7 @@ class _Families:
             dead=each(self.dead, DeadReason),
             retried=each(self.retried, FailureKind),
             flushes=each(self.flushes, FlushReason),
+            batch_wait=self.batch_wait.labels(name),
             batch_size=self.batch_size.labels(name),
             bundle_size=self.bundle_size.labels(name),
             bundle_splits=self.bundle_splits.labels(name),

@@ -70,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         server = stack.enter_context(Server("valkey", "--maxmemory", "512mb"))
         receiver = stack.enter_context(Receiver())
         queues = [
-            queue(prefix="sent"),
+            queue(prefix="sent", batch={"max_delay": "10ms", "min_interval": "20ms"}),
             queue(merged(_GUARDED, {"name": "guarded"})),
             queue(name="watched", prefix="watched", mode="observe"),
         ]
@@ -115,6 +115,13 @@ def test_everything_that_is_recorded_is_there_once_for_all_replicas(world: World
     (ratio,) = world.prometheus.query('job_queue:cbq_delivery_failures:ratio_rate10m{queue="callbacks"}')
     assert 0 < ratio.value < 0.1
     assert world.prometheus.query('job_queue:cbq_callbacks_delivered:rate5m{queue="callbacks"} > 0')
+
+
+def test_only_who_sends_says_how_long_a_batch_may_wait(world: World) -> None:
+    found = {
+        one.labels["queue"]: one.value for one in world.prometheus.query("max by (queue) (cbq_batch_wait_seconds)")
+    }
+    assert found == {"callbacks": 0.02}
 
 
 def test_queries_of_runbooks_find_something(world: World) -> None:

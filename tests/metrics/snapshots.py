@@ -104,6 +104,7 @@ def counted() -> Instruments:
     queue.dead[DeadReason.MAX_AGE].inc()
     queue.retried[FailureKind.HTTP_5XX].inc()
     queue.flushes[FlushReason.SIZE].inc()
+    queue.batch_wait.set(5)
     queue.batch_size.observe(5)
     queue.bundle_size.observe(4)
     queue.bundle_splits.inc()
