@@ -68,7 +68,7 @@ class Attendant:
         self._audit = audit
         self._schedule = schedule
         self._loops = Loops()
-        self._schema = Schema(store.connections, store.queues[config.name].keys, clock=clock)
+        self._schema = Schema(store.connections, store.queues[config.name].keys)
         self.tasks: list[str] = []  # what is scheduled, by name, the telling ones first
         self._closing: asyncio.Task[None] | None = None
         self._dispatcher: Dispatcher | None = None
@@ -146,7 +146,7 @@ class Attendant:
         self._loops.add(f"waiting for arrivals in {config.name}", arrivals.run())
         self._again("flush", partial(_flush_once, dispatcher, arrivals))
         every = min(config.lock.ttl, config.delivery.lease) / 3
-        self._every("keep", every, dispatcher.keep, where_newer=dispatcher.step_down)
+        self._every("keep", every, self._schema.before(dispatcher.keep, or_else=dispatcher.step_down))
 
     def _start_healing(self) -> None:
         config, store = self.config, self._store
@@ -161,7 +161,12 @@ class Attendant:
             auto=stale.auto,
             forget_after=stale.no_ttl_after + _LOOKS_MISSED * check_every,
         )
-        self._every("check-lock", check_every, lock_keeper.run_once)
+
+        async def check_lock() -> object:
+            await self._schema.look_again()
+            return await lock_keeper.run_once()
+
+        self._every("check-lock", check_every, check_lock)
         recoverer = Recoverer(
             config.name,
             healing,
@@ -170,7 +175,7 @@ class Attendant:
             rule=StuckRule(recovery.auto, recovery.stuck_after, recovery.max_recoveries),
             every=recovery.every,
         )
-        self._every("recover", recovery.every, _recover_once(recoverer, self._dispatcher))
+        self._every("recover", recovery.every, self._schema.before(_recover_once(recoverer, self._dispatcher)))
         upkeep = Upkeep(
             config.name,
             queue,
@@ -180,22 +185,14 @@ class Attendant:
             dead_max_count=config.dead.max_count,
             dead_max_age=config.dead.max_age,
         )
-        self._every("upkeep", _UPKEEP_EVERY, upkeep.run_once)
+        self._every("upkeep", _UPKEEP_EVERY, self._schema.before(upkeep.run_once))
 
     def _again(self, job: str, action: Callable[[], Awaitable[float | None]]) -> None:
         self._schedule.again(self._named(job), self._schema.before(action), longest_sleep=_LONGEST_FLUSH_SLEEP)
         self.tasks.append(self._named(job))
 
-    def _every(
-        self,
-        job: str,
-        seconds: float,
-        action: Callable[[], Awaitable[object]],
-        *,
-        where_newer: Callable[[], Awaitable[object]] | None = None,
-    ) -> None:
-        """``where_newer`` is done instead where a newer version has written to the queue."""
-        self._schedule.every(self._named(job), seconds, self._schema.before(action, or_else=where_newer))
+    def _every(self, job: str, seconds: float, action: Callable[[], Awaitable[object]]) -> None:
+        self._schedule.every(self._named(job), seconds, action)
         self.tasks.append(self._named(job))
 
     def _wake(self, delay: float = 0.0) -> None:

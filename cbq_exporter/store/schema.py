@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from cbq_exporter.clock import SYSTEM_CLOCK, Clock
 from cbq_exporter.errors import StoreMisuse
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
 
 SCHEMA = 1
-LOOK_EVERY = 5.0  # seconds
 RUN_THE_NEWER = "run the newer version"
 
 T = TypeVar("T")
@@ -25,22 +23,27 @@ T = TypeVar("T")
 class Schema:
     """That of one queue. Raises StoreUnavailable, and StoreMisuse where a newer version has written to the queue."""
 
-    def __init__(self, connections: Connections, keys: QueueKeys, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, connections: Connections, keys: QueueKeys) -> None:
         self._connections = connections
         self._key = keys.schema
-        self._clock = clock
-        self._good_until = float("-inf")  # monotonic
+        self._noted = False
+        self._why_not: str | None = None  # it may not be changed any more
 
     async def check(self) -> None:
         """Only looks."""
-        self._refuse(await self._connections.read("GET", self._key))
+        self._refuse(trouble(self._key, await self._connections.read("GET", self._key)))
 
     async def note(self) -> None:
-        """Before each change; the store is asked every LOOK_EVERY seconds."""
-        now = self._clock.monotonic()
-        if now >= self._good_until:
-            self._refuse(await self._connections.run_named("schema", [self._key], [SCHEMA]))
-            self._good_until = now + LOOK_EVERY
+        """Before each change. The store is asked the first time; from then on by ``look_again``."""
+        if not self._noted:
+            await self.look_again()
+        self._refuse(self._why_not)
+
+    async def look_again(self) -> None:
+        found = await self._connections.run_named("schema", [self._key], [SCHEMA])
+        self._why_not = trouble(self._key, found)
+        self._refuse(self._why_not)
+        self._noted = True
 
     def before(
         self, action: Callable[[], Awaitable[T]], *, or_else: Callable[[], Awaitable[object]] | None = None
@@ -58,8 +61,7 @@ class Schema:
 
         return run
 
-    def _refuse(self, found: bytes | None) -> None:
-        why = trouble(self._key, found)
+    def _refuse(self, why: str | None) -> None:
         if why is not None:
             raise StoreMisuse(f"{why}; {RUN_THE_NEWER}", kind="schema")
 

@@ -11,6 +11,7 @@ from cbq_exporter.store.schema import SCHEMA
 from tests.e2e.bare_client import PREFIX, item, number_of, push, wait_until_settled
 from tests.support.counting_receiver import CountingReceiver
 from tests.support.daemons import SHORT_LIVED, Daemon, queue, until
+from tests.support.fault_proxy import Action, Fault, FaultProxy
 from tests.support.receiver import Answer, Receiver
 from tests.support.servers import Server
 
@@ -97,6 +98,23 @@ def test_a_leader_that_is_stopped_hands_over_at_once(server: Server) -> None:
             push(client, item(receiver.url, 1))
             wait_until_settled(client)  # long before the TTL
             assert _leads(second) == 1
+
+
+def test_a_leader_that_does_not_reach_redis_any_more_knows_when_its_lock_is_over(server: Server) -> None:
+    config = queue(SHORT_LIVED, lock={"ttl": "6s"})
+    with FaultProxy(server.socket) as way, CountingReceiver() as receiver, Daemon(way.url, config) as first:
+        until(lambda: _leads(first))
+        with Daemon(server.url, config) as second:
+            second.wait_until_ready()
+            way.plan(Fault(Action.BLACK_HOLE, times=1_000_000))
+            until(lambda: _leads(second))
+            push(server.client, item(receiver.url, 1))
+            wait_until_settled(server.client)
+            first.wait_until_not_ready("not answer in time")
+            until(lambda: not first.metrics(1.0).get("cbq_dispatch_leader", queue="callbacks"))
+            way.heal()
+            first.wait_until_ready()
+            assert (_leads(first), _leads(second)) == (0, 1)
 
 
 def test_a_leader_gives_way_to_a_newer_version_that_begins_to_write(server: Server) -> None:
