@@ -218,6 +218,18 @@ ALERTS: tuple[Alert, ...] = (
         scope=("job", "instance"),
     ),
     Alert(
+        "CbqDaemonRestarting",
+        "warning",
+        f"changes(process_start_time_seconds{_over(thresholds.RESTARTS)}) {_above(thresholds.RESTARTS)}\n"
+        "and on (job, instance)\n"
+        "cbq_up",
+        0,
+        "{{ $labels.instance }} starts again and again",
+        "{{ $labels.instance }} has started {{ $value | humanize }} times in the last hour "
+        f"(more than {thresholds.RESTARTS.value:g}). It is up for too short a time for some other alerts.",
+        scope=("job", "instance"),
+    ),
+    Alert(
         "CbqQueueGone",
         "info",
         "group by (job, queue) (cbq_queue_info offset 1h)\n"

@@ -77,6 +77,9 @@ TASK_GRACE = Threshold(
 TASKS_SKIPPED = Threshold(
     5, "times", "One slow run skips a turn; more than five in a quarter of an hour: slower than its interval.", 900
 )
+RESTARTS = Threshold(
+    3, "times", "A configuration that is tried out takes a few; more than three an hour: something ends it.", HOUR
+)
 WEBHOOK_UNAUTHORIZED = Threshold(
     0, "times", "Only Alertmanager knows the address: one refused is a wrong token, or a stranger.", 900
 )
