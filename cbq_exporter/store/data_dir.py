@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
 import socket
 import stat
 import struct
@@ -170,8 +171,11 @@ class DataDir:
             f"to end: end it{who}, then start again"
         )
 
-    def why_it_ended(self, log_began: int, what: str) -> str:
-        """One line that begins with ``what`` the server did. A full disk has no room for the server's log either."""
+    def why_it_ended(self, what: str, exit_code: int | None, log_began: int) -> str:
+        """One line that begins with ``what`` the server did. A full disk has no room for the server's log either.
+
+        ``exit_code`` is negative where a signal ended it; its own lines in the log are from ``log_began`` on.
+        """
         if (full := disk.why_full(self.path)) is not None:
             return full
         said = ""
@@ -183,6 +187,9 @@ class DataDir:
         # Lines begin with the process, a role and the time; '#' marks those that say what is wrong.
         serious = [line.partition(" # ")[2] for line in said.splitlines() if " # " in line and "WARNING" not in line]
         reason = f"{serious[-1][:300]}: " if serious else ""
+        if exit_code is not None and exit_code < 0:
+            hint = ", as the kernel does it where memory runs out" if exit_code == -signal.SIGKILL else ""
+            reason = f"{signal.strsignal(-exit_code)} by signal {-exit_code}{hint}: "
         return f"the embedded server {what}: {reason}look at {self.log}"
 
     @contextlib.contextmanager

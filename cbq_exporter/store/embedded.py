@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _OPENS_WITHIN = 30.0  # seconds from the start to the socket; loading the data comes after it and takes its time
 _ENDS_WITHIN = 10.0  # seconds
+_SETTLES_WITHIN = 2.0  # seconds: a server that is just starting, or ending, has the lock and does not listen
 _LOOKED_AT = 0.5  # seconds: a lock may be taken this long by somebody who only looks whether it is
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between two starts of a server that keeps dying
 _SOUND_AFTER = 60.0  # seconds: one that lived this long is not one that keeps dying
@@ -93,7 +94,7 @@ class EmbeddedServer:
             if not self._is_started():
                 return
             code = self._process.returncode if self._process is not None else None
-            why = self._folder.why_it_ended(self._log_began, "ended")
+            why = self._folder.why_it_ended("ended", code, self._log_began)
             log.error("the embedded server ended; starting it again", extra={"exit_code": code, "error": why})
             pause = _FIRST_PAUSE if time.monotonic() - began > _SOUND_AFTER else min(2 * pause, _LONGEST_PAUSE)
             await asyncio.sleep(pause)
@@ -126,7 +127,7 @@ class EmbeddedServer:
         self._socket.unlink(missing_ok=True)
         lock = await self._lock_for_server()
         try:
-            self._process, self._log_began = self._spawn(lock)
+            self._process = self._spawn(lock)
         finally:
             os.close(lock)
         try:
@@ -138,12 +139,12 @@ class EmbeddedServer:
             self._kill()
             raise
 
-    def _spawn(self, lock: int) -> tuple[subprocess.Popen[bytes], int]:
-        """The process, and where in the log its own lines begin."""
+    def _spawn(self, lock: int) -> subprocess.Popen[bytes]:
         program = _program()
         with open(self._folder.log, "ab", opener=private) as output:
+            self._log_began = output.tell()  # before there is a process: it moves on as that writes
             try:
-                process = subprocess.Popen(  # noqa: S603 — the program comes from the installed package
+                return subprocess.Popen(  # noqa: S603 — the program comes from the installed package
                     [program, *_SETTINGS, "--unixsocket", str(self._socket)],
                     cwd=self._folder.path,
                     stdin=subprocess.DEVNULL,
@@ -157,7 +158,6 @@ class EmbeddedServer:
                 raise EmbeddedStoreError(
                     f"the embedded server's program {program} cannot be run: {error.strerror or error}"
                 ) from error
-            return process, output.tell()
 
     async def _wait_for_answer(self) -> None:
         client = Connections(socket_url(str(self._socket)), shown_as=str(self._socket))
@@ -169,7 +169,8 @@ class EmbeddedServer:
                     return
                 except StoreError as error:
                     if self.pid is None:
-                        why = self._folder.why_it_ended(self._log_began, "does not start")
+                        code = self._process.returncode if self._process is not None else None
+                        why = self._folder.why_it_ended("does not start", code, self._log_began)
                         raise EmbeddedStoreError(why) from error
                     if error.kind not in ("loading", "timeout") and time.monotonic() > give_up_at:
                         raise EmbeddedStoreError(f"the embedded server does not answer: {error}") from error
@@ -216,25 +217,33 @@ class EmbeddedServer:
         """End the server of a daemon that was killed. Nothing is lost: what it has answered is on the disk."""
         descriptor = self._folder.open_server_lock()
         try:
-            if try_lock(descriptor):
-                self._folder.clear()
-                return
-            running = self._folder.running()
-            if running is None or not listens(running):
-                raise self._folder.occupied()
-            log.warning("ending the embedded server of a daemon that was killed", extra={"pid": running.pid})
-            if await self._asked_to_end(running) and await _within(_ENDS_WITHIN, lambda: try_lock(descriptor)):
-                self._folder.clear()
-                return
-            # It hangs. It is the right one: it listens on the socket that was noted with its process id.
-            if listens(running):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(running.pid, signal.SIGKILL)
-            if not await _within(_ENDS_WITHIN, lambda: try_lock(descriptor)):
-                raise self._folder.occupied()
+            orphan = await self._orphan(descriptor)
+            if orphan is not None:
+                log.warning("ending the embedded server of a daemon that was killed", extra={"pid": orphan.pid})
+                if not await self._asked_to_end(orphan) or not await _within(
+                    _ENDS_WITHIN, lambda: try_lock(descriptor)
+                ):
+                    # It hangs. It is the right one: it listens on the socket that was noted with its process id.
+                    if listens(orphan):
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(orphan.pid, signal.SIGKILL)
+                    if not await _within(_ENDS_WITHIN, lambda: try_lock(descriptor)):
+                        raise self._folder.occupied()
             self._folder.clear()
         finally:
             os.close(descriptor)
+
+    async def _orphan(self, descriptor: int) -> Running | None:
+        """The server that has the lock; None where none has it. Raises EmbeddedStoreError where it cannot be told."""
+        give_up_at = time.monotonic() + _SETTLES_WITHIN
+        while not try_lock(descriptor):
+            running = self._folder.running()
+            if running is not None and listens(running):
+                return running
+            if time.monotonic() > give_up_at:
+                raise self._folder.occupied()
+            await asyncio.sleep(0.01)
+        return None
 
     async def _asked_to_end(self, running: Running) -> bool:
         """False where it does not answer; raises EmbeddedStoreError where it is a server with other data."""

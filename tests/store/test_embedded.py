@@ -230,6 +230,44 @@ def test_the_server_of_a_killed_daemon_is_replaced_and_nothing_is_lost(data_dir:
     second.end()
 
 
+def test_the_server_of_a_killed_daemon_may_just_be_starting(data_dir: Path) -> None:
+    """It has the lock already, and does not listen yet."""
+    killed = Daemon(data_dir)
+    killed.kill()
+    noted = data_dir / "server.json"
+    aside = noted.rename(data_dir / "aside")
+
+    async def scenario() -> None:
+        server = EmbeddedServer(data_dir)
+        starting = asyncio.create_task(server.start())
+        await asyncio.to_thread(until, lambda: holder(data_dir) is not None)
+        await asyncio.sleep(0.1)
+        assert not starting.done()
+        aside.rename(noted)
+        await starting
+        assert not is_running(killed.server_pid)
+        await server.stop()
+
+    asyncio.run(scenario())
+
+
+def test_the_server_of_a_killed_daemon_may_just_be_ending(data_dir: Path) -> None:
+    """As where a supervisor kills what is left of a group: it has the lock still, and does not listen any more."""
+    killed = Daemon(data_dir)
+    killed.kill()
+    (data_dir / "server.sock").unlink()
+
+    async def scenario() -> None:
+        server = EmbeddedServer(data_dir)
+        starting = asyncio.create_task(server.start())
+        await asyncio.to_thread(until, lambda: holder(data_dir) is not None)
+        os.kill(killed.server_pid, signal.SIGKILL)
+        await starting
+        await server.stop()
+
+    asyncio.run(scenario())
+
+
 def test_killed_together_they_leave_nothing_in_the_way(data_dir: Path) -> None:
     killed = Daemon(data_dir)
     with client(killed.url) as plain:
@@ -395,6 +433,31 @@ def test_no_permission(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
     assert message.startswith("no permission for /")
     assert "must belong to the user that runs this" in message
+
+
+class EndsFirst(subprocess.Popen[bytes]):
+    """A machine so busy that the process has ended before we go on."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.wait(30)
+
+
+def test_a_server_that_ends_at_once_is_heard_too(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data_dir / "appendonlydir").mkdir(parents=True)
+    (data_dir / "appendonlydir" / "appendonly.aof.manifest").touch()
+    monkeypatch.setattr("subprocess.Popen", EndsFirst)
+    assert "Found an empty AOF manifest" in refusal(data_dir)
+
+
+def test_a_server_that_is_killed_is_called_so(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.kill()
+
+    monkeypatch.setattr("subprocess.Popen", Killed)
+    assert "does not start: Killed by signal 9, as the kernel does it where memory runs out" in refusal(data_dir)
 
 
 def test_data_that_cannot_be_read(data_dir: Path) -> None:
