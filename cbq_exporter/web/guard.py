@@ -23,17 +23,22 @@ from aiohttp import web
 log = logging.getLogger(__name__)
 
 _SAY_EVERY = 60.0  # seconds between two lines that say that there is no room
-_MOST_HEADS = 8 * 1024 * 1024  # bytes of all requests that are not whole: aiohttp keeps up to one of these for each
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``head`` and ``answer`` are seconds: for a request's head to arrive, for an answer to be taken."""
+    """``head`` and ``answer`` are seconds: for a request's head to arrive, for an answer to be taken.
+
+    ``heads`` and ``unsent`` are bytes of all connections together: of heads that are not whole, of which aiohttp takes
+    a MiB each, and of answers that nobody has read yet.
+    """
 
     connections: int = 512
     head: float = 10.0
     answer: float = 30.0
     look_every: float = 1.0
+    heads: int = 8 * 1024 * 1024
+    unsent: int = 64 * 1024 * 1024
 
 
 class Guard:
@@ -67,10 +72,12 @@ class Guard:
         if connection is None:
             return await handler(request)
         connection.begin_request()
+        answer: web.StreamResponse | None = None
         try:
-            return await handler(request)
+            answer = await handler(request)
+            return answer
         finally:
-            connection.end_request()
+            connection.end_request(0 if answer is None else answer.content_length or 0)
 
     def opened(self, connection: Connection) -> bool:
         """Says whether there is room for it; there stays room until it is ``closed``."""
@@ -90,13 +97,22 @@ class Guard:
             return  # it is being closed
         connection.head += count
         self._heads += count
-        while self._heads > _MOST_HEADS:
+        while self._heads > self._limits.heads:
             self._say("half-sent requests are too large together: the largest are closed")
             self._close(max(self._connections.values(), key=lambda one: one.head))
 
     def head_ended(self, connection: Connection) -> None:
         self._heads -= connection.head
         connection.head = 0
+
+    def wrote(self) -> None:
+        """More than a socket takes at once. Where all that is unsent is too many bytes, the largest is closed."""
+        unsent = {one: one.unsent for one in self._connections.values()}
+        while sum(unsent.values()) > self._limits.unsent:
+            self._say("answers that nobody reads are too large together: the largest are closed")
+            largest = max(unsent, key=lambda one: unsent[one])
+            del unsent[largest]
+            self._close(largest)
 
     def _make_room(self) -> bool:
         waiting = [one for one in self._connections.values() if one.waits_since is not None]
@@ -146,6 +162,7 @@ class Connection(asyncio.Protocol):
         self._guard = guard
         self._loop = asyncio.get_running_loop()
         self._in_request = False
+        self._length = 0
         self._head_since: float | None = self._loop.time()
         self._unsent_since: float | None = None
         self._accepted = False
@@ -159,10 +176,18 @@ class Connection(asyncio.Protocol):
         self._head_since = self.waits_since = None
         self._guard.head_ended(self)
 
-    def end_request(self) -> None:
+    def end_request(self, length: int) -> None:
+        """``length`` of the answer's body, in bytes."""
         self._in_request = False
+        self._length = length
         self._unsent_since = None
         self.waits_since = self._loop.time()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that are kept for it: aiohttp has the whole body until the last of it has gone."""
+        waiting = 0 if self.transport is None else self.transport.get_write_buffer_size()
+        return max(waiting, self._length) if waiting else 0
 
     def trouble(self, now: float, limits: Limits) -> str:
         """Why it should be closed; empty where it is well. ``now`` is of the loop's clock."""
@@ -170,7 +195,7 @@ class Connection(asyncio.Protocol):
             return ""
         if self._head_since is not None and now - self._head_since > limits.head:
             return "it did not send a whole request in time"
-        if not self.transport.get_write_buffer_size():
+        if not self.unsent:
             self._unsent_since = None
         elif self._unsent_since is None:
             self._unsent_since = now
@@ -221,6 +246,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.inner.pause_writing()
+        self._guard.wrote()
 
     def resume_writing(self) -> None:
         self.inner.resume_writing()

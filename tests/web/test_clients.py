@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from aiohttp import web
 
 from cbq_exporter.metrics.instruments import Instruments
 from cbq_exporter.web.guard import Limits
@@ -73,6 +74,41 @@ def test_a_client_that_stops_reading_is_cut_off(new_loop: NewLoop) -> None:
         assert cut_off(sock)
         sock.close()
         assert well(served)
+
+
+@LOOPS
+def test_answers_that_nobody_reads_are_bounded_all_together(
+    new_loop: NewLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    size, many = 6_000_000, 12  # larger than what the system takes for a socket
+
+    class Large:
+        def add_to(self, app: web.Application) -> None:
+            app.router.add_get("/large", self._answer)
+
+        async def _answer(self, request: web.Request) -> web.Response:
+            return web.Response(body=bytes(size))
+
+    with serving(FakeBackend(), Limits(answer=60, unsent=16_000_000), new_loop, [Large()]) as served:
+        held = [served.connect(receive_buffer=4096) for _ in range(many)]
+        for sock in held:
+            sock.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        until(lambda: bool(caplog.messages))
+        assert len(served.ask("/large").body) == size, "who reads is served"
+        got = [_whole_answer(sock) for sock in held]
+        assert 0 < sum(got) < many, "some were closed, some were not"
+        for sock in held:
+            sock.close()
+    assert caplog.messages == ["answers that nobody reads are too large together: the largest are closed"]
+
+
+def _whole_answer(sock: socket.socket) -> bool:
+    try:
+        answer = http.client.HTTPResponse(sock)
+        answer.begin()
+        return bool(answer.read())
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 @LOOPS
