@@ -28,8 +28,9 @@ _DURATIONS = {
     *("scrape_interval", "scrape_timeout", "evaluation_interval", "for"),
     *("group_wait", "group_interval", "repeat_interval", "cooldown", "repeat_after"),
 }
-# A range or an offset of a query. Names of what is recorded keep theirs: ``…:rate10m`` is over 20 s here.
-_IN_QUERIES = re.compile(r"(?<=\[)\d+[smhd](?=\])|(?<= offset )\d+[smhd]\b")
+# A range, with the step of a subquery, or an offset of a query. Names of what is recorded keep theirs:
+# ``…:rate10m`` is over 20 s here.
+_IN_QUERIES = re.compile(r"(?<=\[)\d+[smhd](?=[\]:])|(?<=:)\d+[smhd](?=\])|(?<= offset )\d+[smhd]\b")
 
 
 def seconds(duration: str) -> int:

@@ -85,9 +85,25 @@ def _counted_above(threshold: Threshold) -> str:
     return f"> {threshold.value + 0.5:g}"
 
 
+def _ever_since(state: str, seconds: float) -> str:
+    """That ``state`` was above 0 whenever it was looked at, and could be nearly always.
+
+    Not by ``for``: that begins anew with each restart of the only daemon, and never comes to the end of a day.
+    """
+    looks = 60 if seconds <= HOUR else 24 * 12
+    seen = f"{state}[{duration(seconds)}:{duration(seconds / looks)}]"
+    return (
+        f"and on (job, queue)\nmin_over_time({seen}) > 0\n"
+        f"and on (job, queue)\ncount_over_time({seen}) > {_MOSTLY * looks:g}"
+    )
+
+
 # Prometheus's own word of each target. Another environment is another job, and has this name in its own.
 _UP = f'up{{job=~".*{JOB}.*"}}'
+_MOSTLY = 0.9  # of the looks
 _PAUSED = "max by (job, queue) (cbq_queue_paused) == 1"
+_PAUSED_DESTINATIONS = "max by (job, queue) (cbq_paused_destinations)"
+_PAUSED_ALERTS = "max by (job, queue) (cbq_alerts_paused)"
 # As long as the configuration lets callbacks wait for their batch they are not late; absent where others send.
 _WAIT = "max by (job, queue) (cbq_batch_wait_seconds)"
 _LONG = duration(thresholds.RATIO_OVER)
@@ -323,8 +339,8 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         "CbqPauseForgotten",
         "warning",
-        _PAUSED,
-        thresholds.QUEUE_PAUSED.value,
+        f"{_PAUSED}\n{_ever_since('max by (job, queue) (cbq_queue_paused)', thresholds.QUEUE_PAUSED.value)}",
+        0,
         "{{ $labels.queue }} is still paused",
         "Somebody paused {{ $labels.queue }} more than "
         f"{duration(thresholds.QUEUE_PAUSED.value)} ago. Its callbacks wait.",
@@ -332,8 +348,8 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         "CbqDestinationPauseForgotten",
         "info",
-        "max by (job, queue) (cbq_paused_destinations) > 0",
-        thresholds.DESTINATION_PAUSED.value,
+        f"{_PAUSED_DESTINATIONS} > 0\n{_ever_since(_PAUSED_DESTINATIONS, thresholds.DESTINATION_PAUSED.value)}",
+        0,
         "Destinations of {{ $labels.queue }} are still paused",
         "{{ $value | humanize }} destinations of {{ $labels.queue }} have been paused for more than "
         f"{duration(thresholds.DESTINATION_PAUSED.value)}. Their callbacks wait in retry.",
@@ -341,8 +357,8 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         "CbqAlertsPauseForgotten",
         "info",
-        "max by (job, queue) (cbq_alerts_paused) == 1",
-        thresholds.ALERTS_PAUSED.value,
+        f"{_PAUSED_ALERTS} == 1\n{_ever_since(_PAUSED_ALERTS, thresholds.ALERTS_PAUSED.value)}",
+        0,
         "Alerts still cause nothing in {{ $labels.queue }}",
         "Somebody paused the actions on alerts more than "
         f"{duration(thresholds.ALERTS_PAUSED.value)} ago: nothing is healed by them.",
