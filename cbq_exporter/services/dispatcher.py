@@ -324,7 +324,7 @@ class Dispatcher:
     async def step_down(self) -> None:
         """Leave sending to others at once, what is under way excepted; raises StoreError."""
         if self._leading.leads:
-            self._leading.lose()
+            self._leading.lose("the send lock is freed for others")
             await self._queue.free_lock()
 
     async def wait_for_arrival(self, seconds: float) -> bool:

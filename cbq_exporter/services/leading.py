@@ -57,20 +57,20 @@ class Leading:
         """Prolong the lock, where it is ours; raises StoreError."""
         if self.leads:
             if self._clock.monotonic() >= self._until:
-                self.lose()
+                self.lose("the send lock is over, and could not be prolonged")
             await self.take()
 
     def prolonged(self, at: float) -> None:
         """By a claim that was sent then (monotonic)."""
         self._until = at + self._ttl
 
-    def lose(self) -> None:
+    def lose(self, why: str = "the send lock is somebody else's") -> None:
         self._until = 0.0
         self._on_lost()
         if self.leads:
             self.leads = False
             self._instruments.leader.set(0)
-            log.warning("standing by: the send lock is somebody else's", extra={"queue": self._name})
+            log.warning("standing by: %s", why, extra={"queue": self._name})
 
     def resign(self) -> bool:
         """Prolong it no more; says whether it was ours, and is there to be freed."""

@@ -112,6 +112,7 @@ def test_a_leader_that_does_not_reach_redis_any_more_knows_when_its_lock_is_over
             wait_until_settled(server.client)
             first.wait_until_not_ready("not answer in time")
             until(lambda: not first.metrics(1.0).get("cbq_dispatch_leader", queue="callbacks"))
+            assert "the send lock is over" in first.log()
             way.heal()
             first.wait_until_ready()
             assert (_leads(first), _leads(second)) == (0, 1)
