@@ -263,9 +263,8 @@ def test_a_yes_is_all_that_is_needed_and_nothing_less(program: Program) -> None:
 # --- what the keys hold --------------------------------------------------------------------------
 
 garbage = st.one_of(
-    st.sampled_from(
-        [b"", b"\x00", b"\xff\xfe", b"{}", b"[]", b"null", b'{"at": "x"}', b"1", b"-1", b"1e400", b"\x1b[31m", b"\xc2\x9b31m"]
-    ),
+    st.sampled_from([b"", b"\x00", b"\xff\xfe", b"{}", b"[]", b"null", b'{"at": "x"}', b"1", b"-1", b"1e400"]),
+    st.sampled_from([b"\x1b[31m", b"\xc2\x9b31m"]),
     st.sampled_from([b"1|2|3|4", b"a|b|c|d", b"9" * 400, b"-9223372036854775808", b"{" * 2000, b"0" * 40 + b"#0"]),
     st.sampled_from([b"1764000000000-1-1|" + b"a" * 40 + b"|0|0|1764000000000", b'{"at_ms": 1e300, "until_ms": -1}']),
     st.sampled_from([b'{"url": "http://example.com/\\ud800", "attempts": 1e308, "size": -1, "at_ms": 1e308}']),
