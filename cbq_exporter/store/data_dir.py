@@ -43,6 +43,8 @@ _OURS = frozenset(
         *("appendonlydir", "dump.rdb"),
     }
 )
+_MANIFEST = "appendonly.aof.manifest"  # names the files of the data
+_FIRST_BASE = "appendonly.aof.1.base.rdb"  # of a store that began empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,21 @@ class DataDir:
             if all(one.name in _OURS for one in self.path.iterdir()):
                 with contextlib.suppress(PermissionError):
                     self.path.chmod(0o700)
+
+    def check_data(self) -> None:
+        """Raises EmbeddedStoreError where the server would begin anew beside data that it does not find, and write over
+        it later. A start that was cut off leaves nothing but the first files without a manifest, with nothing in them.
+        """
+        folder = self.path / "appendonlydir"
+        if (folder / _MANIFEST).exists():
+            return
+        lost = [one.name for one in folder.glob("*.incr.aof") if one.stat().st_size]
+        lost += [one.name for one in folder.glob("*.base.*") if one.name != _FIRST_BASE]
+        if lost:
+            raise EmbeddedStoreError(
+                f"{folder} has data ({min(lost)}) and no {_MANIFEST}, without which the server would begin anew: put "
+                "that file back, from a backup as well, or move the folder away"
+            )
 
     def open_server_lock(self) -> int:
         return os.open(self._server_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -234,14 +251,12 @@ def holder_named(descriptor: int) -> tuple[int, str]:
     return (int(pid), role) if pid.isdigit() and role in (DAEMON, COMMAND) else (0, "process")
 
 
-def listens(running: Running) -> bool:
-    """Whether the process that listens on the noted socket is the noted one; a process that hangs is seen too."""
+def listener(socket_path: str) -> int | None:
+    """The process that listens there, also one that hangs; None where none does."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
-        probe.connect(running.socket)
+        probe.connect(socket_path)
         if sys.platform == "darwin":
-            pid = probe.getsockopt(0, 2)  # SOL_LOCAL, LOCAL_PEERPID
-        else:
-            pid = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        return bool(pid == running.pid)
-    return False
+            return int(probe.getsockopt(0, 2))  # SOL_LOCAL, LOCAL_PEERPID
+        return int(struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+    return None

@@ -22,7 +22,7 @@ from cbq_exporter.store.data_dir import (
     DataDir,
     Running,
     holder_named,
-    listens,
+    listener,
     private,
     socket_url,
     try_lock,
@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 _OPENS_WITHIN = 30.0  # seconds from the start to the socket; loading the data comes after it and takes its time
 _ENDS_WITHIN = 10.0  # seconds
-_SETTLES_WITHIN = 2.0  # seconds: a server that is just starting, or ending, has the lock and does not listen
+_SETTLES_WITHIN = 10.0  # seconds: a server that is just starting or ending has the lock, and does not listen; the
+# process with which one that is gone wrote its file anew has it too
 _LOOKED_AT = 0.5  # seconds: a lock may be taken this long by somebody who only looks whether it is
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between two starts of a server that keeps dying
 _SOUND_AFTER = 60.0  # seconds: one that lived this long is not one that keeps dying
@@ -127,6 +128,7 @@ class EmbeddedServer:
         self._socket.unlink(missing_ok=True)
         lock = await self._lock_for_server()
         try:
+            self._folder.check_data()
             self._process = self._spawn(lock)
         finally:
             os.close(lock)
@@ -224,7 +226,7 @@ class EmbeddedServer:
                     _ENDS_WITHIN, lambda: try_lock(descriptor)
                 ):
                     # It hangs. It is the right one: it listens on the socket that was noted with its process id.
-                    if listens(orphan):
+                    if listener(orphan.socket) == orphan.pid:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(orphan.pid, signal.SIGKILL)
                     if not await _within(_ENDS_WITHIN, lambda: try_lock(descriptor)):
@@ -238,9 +240,10 @@ class EmbeddedServer:
         give_up_at = time.monotonic() + _SETTLES_WITHIN
         while not try_lock(descriptor):
             running = self._folder.running()
-            if running is not None and listens(running):
+            listening = None if running is None else listener(running.socket)
+            if running is not None and listening == running.pid:
                 return running
-            if time.monotonic() > give_up_at:
+            if listening is not None or time.monotonic() > give_up_at:
                 raise self._folder.occupied()
             await asyncio.sleep(0.01)
         return None

