@@ -115,6 +115,11 @@ class DataDir:
                 with contextlib.suppress(PermissionError):
                     self.path.chmod(0o700)
 
+    def remove_drafts(self) -> None:
+        """What servers have left that were killed while they wrote their file anew: up to all of the data each time."""
+        for draft in self.path.glob("temp-rewriteaof-*.aof"):
+            draft.unlink(missing_ok=True)
+
     def check_data(self) -> None:
         """Raises EmbeddedStoreError where the server would begin anew beside data that it does not find, and write over
         it later. A start that was cut off leaves nothing but the first files without a manifest, with nothing in them.

@@ -129,6 +129,7 @@ class EmbeddedServer:
         lock = await self._lock_for_server()
         try:
             self._folder.check_data()
+            self._folder.remove_drafts()
             self._process = self._spawn(lock)
         finally:
             os.close(lock)

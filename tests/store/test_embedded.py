@@ -479,6 +479,27 @@ def test_data_that_cannot_be_read(data_dir: Path) -> None:
     second.end()
 
 
+def test_drafts_of_a_server_that_was_killed_do_not_fill_the_disk(data_dir: Path) -> None:
+    """It is killed while it writes its file anew, as where memory runs out in just that moment."""
+    killed = Daemon(data_dir)
+
+    def drafts() -> list[str]:
+        return [one.name for one in data_dir.glob("temp-*")]
+
+    with client(killed.url) as plain:
+        plain.config_set("rdb-key-save-delay", 10_000)  # microseconds for each key
+        plain.mset({f"key {number}": "x" for number in range(100)})
+        plain.bgrewriteaof()
+        until(drafts)
+    killed.kill()
+    os.kill(killed.server_pid, signal.SIGKILL)
+    second = Daemon(data_dir)
+    assert not drafts()
+    with client(second.url) as plain:
+        assert plain.dbsize() == 100
+    second.end()
+
+
 def test_data_without_its_manifest_is_not_begun_anew(data_dir: Path) -> None:
     """As a backup that was copied in part: the server would start empty, and write over the data later."""
     first = Daemon(data_dir)
