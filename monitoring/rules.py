@@ -414,6 +414,24 @@ ALERTS: tuple[Alert, ...] = (
         scope=("job", "queue", "destination"),
     ),
     Alert(
+        "CbqDestinationBehind",
+        "info",
+        f"sum by (job, queue, destination) (rate(cbq_destination_throttled_total[{_LONG}])) "
+        f"{_above(thresholds.HELD_BACK)}\n"
+        "unless on (job, queue, destination)\n"
+        f"max by (job, queue, destination) (cbq_destination_circuit_state) {_above(thresholds.CIRCUIT)}\n"
+        "and on (job, queue)\n"
+        'max by (job, queue) (cbq_queue_length{state="retry"})\n'
+        '  > max by (job, queue) (cbq_queue_length{state="retry"} '
+        f"offset {duration(thresholds.HELD_BACK.within or 0)})",
+        30 * MINUTE,
+        "{{ $labels.destination }} gets more callbacks than its limits let through",
+        "{{ $value | humanize }} times a second a callback for {{ $labels.destination }} is put off, because "
+        "it is slow or by its concurrency or rate, and more of {{ $labels.queue }} wait in retry than an hour ago. "
+        "They arrive later and later; other receivers are not held up.",
+        scope=("job", "queue", "destination"),
+    ),
+    Alert(
         "CbqDeadLettersGrowing",
         "warning",
         f"sum by (job, queue) (increase(cbq_callbacks_dead_total{_over(thresholds.DEAD_LETTERS)})) "

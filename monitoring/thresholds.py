@@ -55,6 +55,12 @@ RATIO_NEEDS = Threshold(0.05, "attempts/s", "30 attempts in 10 m: of fewer, a ra
 CIRCUIT = Threshold(
     0, "state", "1 is probed, 2 is left alone. By itself it is probed within 10 m: for longer, each probe has failed."
 )
+HELD_BACK = Threshold(
+    0.05,
+    "attempts/s",
+    "Bursts are spread within minutes; what is put off all the time is more than is let through.",
+    HOUR,
+)
 DEAD_LETTERS = Threshold(
     10, "callbacks", "A few a quarter of an hour are single bad URLs; more is a client or a producer.", 900
 )
