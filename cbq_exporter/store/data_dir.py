@@ -115,6 +115,16 @@ class DataDir:
                 with contextlib.suppress(PermissionError):
                     self.path.chmod(0o700)
 
+    def why_not_ours(self, holding: int) -> str | None:
+        """What to tell an operator who has removed, moved or replaced the folder whose lock is ``holding``, else None."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(os.fstat(holding), os.stat(self.holder_lock)):
+                return None
+        return (
+            f"data_dir {self.path}, or holder.lock in it, was removed, moved or replaced while it was in use: put back "
+            "what was there, or restart the daemon to use what is there now"
+        )
+
     def remove_drafts(self) -> None:
         """What servers have left that were killed while they wrote their file anew: up to all of the data each time."""
         for draft in self.path.glob("temp-rewriteaof-*.aof"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import signal
 import subprocess
@@ -91,7 +90,7 @@ class EmbeddedServer:
         pause = _FIRST_PAUSE
         began = time.monotonic()
         while True:
-            await _within(math.inf, lambda: self.pid is None, look_every=0.1)
+            await self._until_it_ended()
             if not self._is_started():
                 return
             code = self._process.returncode if self._process is not None else None
@@ -108,6 +107,15 @@ class EmbeddedServer:
             except EmbeddedStoreError as error:
                 log.error("the embedded server cannot be started", extra={"error": str(error)})
 
+    async def _until_it_ended(self) -> None:
+        told = None
+        while self.pid is not None:
+            trouble = None if self._holding is None else self._folder.why_not_ours(self._holding)
+            if trouble is not None and told is None:
+                log.error("data_dir is not this daemon's any more", extra={"error": trouble})
+            told = trouble
+            await asyncio.sleep(0.1)
+
     async def stop(self) -> None:
         """End the server and wait until it has ended; somebody else may use ``data_dir`` then."""
         process = self._process
@@ -117,7 +125,8 @@ class EmbeddedServer:
                 log.warning("the embedded server does not end; killing it", extra={"pid": process.pid})
                 self._kill()
         if self._holding is not None:
-            self._folder.clear(str(self._socket))
+            if self._folder.why_not_ours(self._holding) is None:  # else somebody else's server may be there
+                self._folder.clear(str(self._socket))
             self._let_go()
 
     def _is_started(self) -> bool:
@@ -125,6 +134,9 @@ class EmbeddedServer:
 
     async def _launch(self) -> None:
         """Start the process and wait until it answers; where it does not, it is ended."""
+        assert self._holding is not None
+        if (trouble := self._folder.why_not_ours(self._holding)) is not None:
+            raise EmbeddedStoreError(trouble)
         self._socket.unlink(missing_ok=True)
         lock = await self._lock_for_server()
         try:

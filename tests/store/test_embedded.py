@@ -374,6 +374,53 @@ def test_a_server_that_cannot_be_started_again_is_tried_for_ever(
     run_watched(data_dir, scenario)
 
 
+def test_a_folder_that_is_replaced_under_a_daemon_is_left_to_others(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by somebody who restores a backup and did not stop the daemon."""
+    aside = data_dir.with_name("aside")
+
+    def told(text: str) -> bool:
+        return any(text in str(vars(record).get("error")) for record in caplog.records)
+
+    async def scenario(server: EmbeddedServer, url: str) -> None:
+        with client(url) as plain:
+            plain.set("key", "value")
+        data_dir.rename(aside)
+        await asyncio.to_thread(until, lambda: told("was removed, moved or replaced while it was in use"))
+        other = await asyncio.to_thread(Daemon, data_dir)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        await asyncio.to_thread(until, lambda: "the embedded server cannot be started" in caplog.messages)
+        with client(other.url) as plain:
+            assert plain.get("key") is None
+        await server.stop()
+        assert running_url(data_dir) == other.url, "what leads to the other one is still there"
+        await asyncio.to_thread(other.end)
+
+    run_watched(data_dir, scenario)
+    with (aside / "server.log").open() as log:
+        assert log.read().count("Ready to accept connections") == 1
+
+
+def test_a_folder_that_comes_back_is_used_again(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    aside = data_dir.with_name("aside")
+
+    async def scenario(server: EmbeddedServer, url: str) -> None:
+        assert server.pid is not None
+        with client(url) as plain:
+            plain.set("key", "value")
+        data_dir.rename(aside)
+        os.kill(server.pid, signal.SIGKILL)
+        await asyncio.to_thread(until, lambda: "the embedded server cannot be started" in caplog.messages)
+        aside.rename(data_dir)
+        await asyncio.to_thread(until, lambda: answers(url))
+        with client(url) as plain:
+            assert plain.get("key") == b"value"
+
+    run_watched(data_dir, scenario)
+
+
 def test_a_folder_too_deep_for_a_socket(tmp_path: Path) -> None:
     data_dir = tmp_path / "a folder" / ("deep" * 20) / ("deeper" * 20)
     first = Daemon(data_dir)
