@@ -123,12 +123,14 @@ _DELIVERING = Row(
         ),
         Panel(
             "No batch though callbacks wait",
-            "Time since the last batch, only while something waits in pending or a retry is overdue. "
-            "A line that climbs: nobody sends.",
+            "Time since the last batch, only while something waits in pending or a retry is overdue; where none was "
+            "ever seen, how long the oldest has waited. A line that climbs: nobody sends.",
             SECONDS,
             (
                 Query(
-                    f"time() - {state('cbq_last_send_timestamp_seconds')} and on (queue) "
+                    f"(time() - {state('cbq_last_send_timestamp_seconds')} "
+                    f"or {age('cbq_queue_oldest_timestamp_seconds', where=_PENDING)} "
+                    f"or {age('cbq_retry_oldest_due_timestamp_seconds')}) and on (queue) "
                     f"{state('cbq_queue_length', where=_PENDING)} + {state('cbq_retry_overdue_callbacks')} > 0",
                     _QUEUES,
                 ),

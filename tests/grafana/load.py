@@ -17,18 +17,21 @@ from tests.support.servers import Server
 
 THEIRS = "worker_1764000000_1234"
 FAILING = "localhost"  # the same receiver, under a name of its own
+NEVER_SENT = "never-sent"
 _HEALING: dict[str, Any] = {
     "recovery": {"every": "200ms", "stuck_after": "1s"},
     "lock": {"check_every": "200ms", "stale": {"no_ttl_after": "1s", "max_ttl": "10m"}},
     "delivery": SHORT_LIVED["delivery"],
 }
 
-# One is sent by the daemon, one so in bundles, one by workers that die, and one has a key that is something else.
+# One is sent by the daemon, one so in bundles, one by workers that die, one has a key that is something else, and one
+# has nobody who sends.
 QUEUES = (
     queue(SHORT_LIVED, name="callbacks", prefix="callbacks", retry={"max_attempts": 3}),
     queue({"delivery": {"coalesce": {"size": 5, "linger": "50ms"}}}, name="together", prefix="together"),
     queue(_HEALING, name="theirs", prefix="theirs", mode="supervise"),
     queue(_HEALING, name="foreign", prefix="foreign", mode="supervise"),
+    queue(name=NEVER_SENT, prefix=NEVER_SENT, mode="supervise"),
 )
 
 
@@ -61,6 +64,7 @@ def _produce(server: Server, receiver: Receiver, daemon: Daemon, done: threading
     together = receiver.on("/together", _in_part)
     client.rpush("together:pending", item(receiver.on("/gone", Answer(410)).replace("127.0.0.1", FAILING), 0))
     client.set("foreign:processing", "not a list")
+    client.rpush(f"{NEVER_SENT}:pending", item(ok, 0))
     number = 0
     while not done.wait(0.1):
         number += 1

@@ -12,7 +12,7 @@ import pytest
 
 from tests.grafana import boards
 from tests.grafana.boards import Ask, filled
-from tests.grafana.load import FAILING, loaded
+from tests.grafana.load import FAILING, NEVER_SENT, loaded
 from tests.support.daemons import until
 from tests.support.prometheus import Prometheus, scraping
 from tests.support.servers import Server
@@ -74,6 +74,12 @@ def test_a_variable_has_the_values_that_the_queries_need(
         offered = {one.labels[label] for one in prometheus.query(f"group by ({label}) ({filled(selector, values)})")}
         assert offered, name
         assert values[name] in offered or values[name] == ".*"
+
+
+def test_a_queue_that_nobody_ever_sent_is_not_shown_as_one_in_which_none_waits(prometheus: Prometheus) -> None:
+    (ask,) = [ask for ask in ASKS if "/ No batch though callbacks wait /" in str(ask)]
+    shown = filled(ask.expr, EVERYTHING | {"queue": NEVER_SENT})
+    assert prometheus.wait_for(f"({shown}) > 1")
 
 
 def test_what_is_said_to_be_empty_is_asked() -> None:
