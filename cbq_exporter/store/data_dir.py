@@ -116,7 +116,7 @@ class DataDir:
                     self.path.chmod(0o700)
 
     def why_not_ours(self, holding: int) -> str | None:
-        """What to tell an operator who has removed, moved or replaced the folder whose lock is ``holding``, else None."""
+        """What to tell whoever has removed, moved or replaced the folder whose lock is ``holding``; else None."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if os.path.samestat(os.fstat(holding), os.stat(self.holder_lock)):
                 return None
@@ -236,7 +236,7 @@ class DataDir:
             ) from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise EmbeddedStoreError(disk.full(self.path, disk.room(self.path))) from error
+                raise EmbeddedStoreError(disk.full(self.path)) from error
             raise EmbeddedStoreError(
                 f"data_dir {self.path} cannot be used: {error.strerror or error}: set another data_dir"
             ) from error

@@ -157,7 +157,7 @@ async def _server_for(config: Config) -> AsyncIterator[str]:
         yield config.redis.url.get_secret_value()
         return
     try:
-        from cbq_exporter.store.data_dir import COMMAND, holder
+        from cbq_exporter.store.data_dir import COMMAND, DAEMON, holder
         from cbq_exporter.store.embedded import EmbeddedServer
     except ImportError as error:  # on Windows there is no fcntl
         raise EmbeddedStoreError(f"there is no embedded server for this platform: set redis.url ({error})") from error
@@ -168,6 +168,12 @@ async def _server_for(config: Config) -> AsyncIterator[str]:
             yield held.url
             return
         await asyncio.sleep(0.05)
+    if held is not None and held.role == DAEMON:
+        raise EmbeddedStoreError(
+            disk.why_full(config.data_dir)
+            or f"the daemon on data_dir {config.data_dir} (process {held.pid}) has no store that answers: it is being "
+            "loaded, or cannot be started: look at the daemon's log"
+        )
     server = EmbeddedServer(config.data_dir, role=COMMAND)
     url = await server.start()
     try:

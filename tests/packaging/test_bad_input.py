@@ -239,6 +239,19 @@ def test_a_full_disk_below_the_embedded_store(tmp_path: Path) -> None:
         assert json.loads(shown.stdout)["queues"][0]["lengths"]["pending"] >= certain
 
 
+def test_a_disk_without_an_inode_left(tmp_path: Path) -> None:
+    """It has room, and takes no new file."""
+    if shutil.which("unshare") is None or shutil.which("nsenter") is None or os.geteuid() != 0:
+        skip_or_fail("root, unshare and nsenter are needed")
+    (tmp_path / "data").mkdir()
+    with _on_small_disk(tmp_path / "data", "64m,nr_inodes=4") as holder:
+        inside = ("nsenter", "--target", str(holder.pid), "--mount")
+        config: dict[str, Any] = {"redis": {"url": None}, "queues": [{**QUEUES[0], "mode": "observe"}]}
+        code, lines = run(tmp_path, config, "status", before=inside)
+    assert code == 4
+    assert f"the disk of data_dir {tmp_path}/data has no inode left: delete some files" in lines[-1]
+
+
 def test_a_disk_that_fills_up_below_a_daemon(tmp_path: Path) -> None:
     """Everybody is told why; with space made it goes on by itself, and nothing is lost."""
     if shutil.which("unshare") is None or shutil.which("nsenter") is None or os.geteuid() != 0:

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from cbq_exporter.config.models import Config, KeysConfig, QueueConfig, RedisConfig
 from cbq_exporter.errors import EmbeddedStoreError, StoreUnavailable
 from cbq_exporter.model import Mode, State
-from cbq_exporter.store.data_dir import COMMAND, holder
+from cbq_exporter.store.data_dir import COMMAND, DAEMON, holder
 from cbq_exporter.store.embedded import EmbeddedServer
 from cbq_exporter.store.opening import make_store, open_store
 from tests.support.servers import Server
@@ -146,16 +146,29 @@ def test_a_command_waits_for_a_daemon_that_is_starting(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_command_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("role", "said"),
+    [
+        (COMMAND, f"another cbq-exporter command .process {os.getpid()}."),
+        (
+            DAEMON,
+            f"the daemon on data_dir .* .process {os.getpid()}. has no store that answers: .*: look at the daemon's",
+        ),
+    ],
+)
+def test_a_command_does_not_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, said: str
+) -> None:
     monkeypatch.setattr("cbq_exporter.store.opening._PATIENCE", 0.1)
 
     async def scenario() -> None:
         config = Config(data_dir=tmp_path / "data")
-        other = EmbeddedServer(config.data_dir, role=COMMAND)
+        other = EmbeddedServer(config.data_dir, role=role)
         await other.start()
+        (tmp_path / "data" / "server.json").unlink()  # as while it starts
         try:
             began = time.monotonic()
-            with pytest.raises(EmbeddedStoreError, match=f"another cbq-exporter command .process {os.getpid()}."):
+            with pytest.raises(EmbeddedStoreError, match=said):
                 async with open_store(config):
                     pytest.fail("two servers for one folder")
             assert time.monotonic() - began < 5
