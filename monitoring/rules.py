@@ -148,8 +148,8 @@ RECORDINGS: tuple[Recording, ...] = (
     ),
     Recording(
         _failure_ratio("job_queue"),
-        f"sum by (job, queue) ({_FAILURES})\n/\nsum by (job, queue) ({_ATTEMPTS})",
-        "The share of attempts that failed.",
+        f"sum by (job, queue) ({_FAILURES})\n/\n(sum by (job, queue) ({_ATTEMPTS}) > 0)",
+        "The share of attempts that failed; nothing where there was none.",
     ),
     Recording(
         _attempts("job_queue_destination"),
@@ -158,7 +158,7 @@ RECORDINGS: tuple[Recording, ...] = (
     ),
     Recording(
         _failure_ratio("job_queue_destination"),
-        f"sum by (job, queue, destination) ({_FAILURES})\n/\nsum by (job, queue, destination) ({_ATTEMPTS})",
+        f"sum by (job, queue, destination) ({_FAILURES})\n/\n(sum by (job, queue, destination) ({_ATTEMPTS}) > 0)",
         "The same for each receiver.",
     ),
 )
