@@ -44,6 +44,8 @@ _OURS = frozenset(
     }
 )
 _MANIFEST = "appendonly.aof.manifest"  # names the files of the data
+# What the server says of damaged data, and its advice: a program that comes with no wheel, and fails on the file named.
+_DAMAGED, _ADVICE = "Bad file format", ": make a backup of your AOF file"
 _FIRST_BASE = "appendonly.aof.1.base.rdb"  # of a store that began empty
 
 
@@ -218,7 +220,9 @@ class DataDir:
             return disk.full(self.path)
         # Lines begin with the process, a role and the time; '#' marks those that say what is wrong.
         serious = [line.partition(" # ")[2] for line in said.splitlines() if " # " in line and "WARNING" not in line]
-        reason = f"{serious[-1][:300]}: " if serious else ""
+        reason = f"{serious[-1].partition(_ADVICE)[0][:300]}: " if serious else ""
+        if _DAMAGED in reason:
+            reason += "cbq-exporter explain operations.md has what to do about damaged data: "
         if exit_code is not None and exit_code < 0:
             hint = ", as the kernel does it where memory runs out" if exit_code == -signal.SIGKILL else ""
             reason = f"{signal.strsignal(-exit_code)} by signal {-exit_code}{hint}: "

@@ -547,6 +547,28 @@ def test_drafts_of_a_server_that_was_killed_do_not_fill_the_disk(data_dir: Path)
     second.end()
 
 
+def test_damaged_data_is_mended_as_the_documentation_says(data_dir: Path) -> None:
+    first = Daemon(data_dir)
+    with client(first.url) as plain:
+        plain.rpush("list", "payload")
+    first.end()
+    (written,) = (data_dir / "appendonlydir").glob("*.incr.aof")
+    with written.open("ab") as file:
+        file.write(b"\0" * 4096)  # as after a power failure
+    assert f"{written.name}: cbq-exporter explain operations.md has what to do" in refusal(data_dir)
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    _, _, section = page.partition("## Damaged data")
+    commands = section.split("```")[1].removeprefix("sh\n").replace("cbq-data", data_dir.name)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(
+        ["sh", "-ec", commands], cwd=data_dir.parent, input=b"y\n", env={"PATH": path}, timeout=30, check=True
+    )
+    second = Daemon(data_dir)
+    with client(second.url) as plain:
+        assert plain.lrange("list", 0, -1) == [b"payload"]
+    second.end()
+
+
 def test_data_without_its_manifest_is_not_begun_anew(data_dir: Path) -> None:
     """As a backup that was copied in part: the server would start empty, and write over the data later."""
     first = Daemon(data_dir)
