@@ -134,7 +134,8 @@ def _common(made: _Drawn, panel: Panel) -> _Drawn:
     made.thresholds(
         dashboard.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps(panel.late, panel.bad))
     )
-    empty = panel.empty or ("none" if panel.draw in (Draw.NUMBER, Draw.BARS) else "")
+    # A number that is missing is one that nobody could read: with Redis away, "none" would be a lie.
+    empty = panel.empty or {Draw.NUMBER: "unknown", Draw.BARS: "none"}.get(panel.draw, "")
     if empty:
         made.no_value(empty)
     for reference, query in zip(ascii_uppercase, panel.queries, strict=False):

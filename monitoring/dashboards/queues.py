@@ -71,12 +71,12 @@ _DELIVERING = Row(
         ),
         number(
             "Oldest waiting",
-            "How long the callback that has waited longest in pending has been there.",
+            "How long the callback that has waited longest in pending has been there; 0 where none waits.",
             SECONDS,
-            f"max({age('cbq_queue_oldest_timestamp_seconds', where=_PENDING)})",
+            f"max({age('cbq_queue_oldest_timestamp_seconds', where=_PENDING)}) "
+            f"or max({state('cbq_queue_length', where=_PENDING)}) == 0",
             late=thresholds.OLDEST_PENDING,
             bad=thresholds.OLDEST_PENDING_CRITICAL,
-            empty="none waits",
         ),
         number(
             "Failed attempts",

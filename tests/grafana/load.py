@@ -17,6 +17,8 @@ from tests.support.servers import Server
 
 THEIRS = "worker_1764000000_1234"
 FAILING = "localhost"  # the same receiver, under a name of its own
+FOREIGN = "foreign"
+IDLE = "idle"
 NEVER_SENT = "never-sent"
 _HEALING: dict[str, Any] = {
     "recovery": {"every": "200ms", "stuck_after": "1s"},
@@ -24,13 +26,14 @@ _HEALING: dict[str, Any] = {
     "delivery": SHORT_LIVED["delivery"],
 }
 
-# One is sent by the daemon, one so in bundles, one by workers that die, one has a key that is something else, and one
-# has nobody who sends.
+# One is sent by the daemon, one so in bundles, one by workers that die, one has a key that is something else, one
+# is idle, and one has nobody who sends.
 QUEUES = (
     queue(SHORT_LIVED, name="callbacks", prefix="callbacks", retry={"max_attempts": 3}),
     queue({"delivery": {"coalesce": {"size": 5, "linger": "50ms"}}}, name="together", prefix="together"),
     queue(_HEALING, name="theirs", prefix="theirs", mode="supervise"),
     queue(_HEALING, name="foreign", prefix="foreign", mode="supervise"),
+    queue(name=IDLE, prefix=IDLE, mode="observe"),
     queue(name=NEVER_SENT, prefix=NEVER_SENT, mode="supervise"),
 )
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.grafana import boards
 from tests.grafana.boards import Ask, filled
-from tests.grafana.load import FAILING, NEVER_SENT, loaded
+from tests.grafana.load import FAILING, FOREIGN, IDLE, NEVER_SENT, loaded
 from tests.support.daemons import until
 from tests.support.prometheus import Prometheus, scraping
 from tests.support.servers import Server
@@ -80,6 +80,18 @@ def test_a_queue_that_nobody_ever_sent_is_not_shown_as_one_in_which_none_waits(p
     (ask,) = [ask for ask in ASKS if "/ No batch though callbacks wait /" in str(ask)]
     shown = filled(ask.expr, EVERYTHING | {"queue": NEVER_SENT})
     assert prometheus.wait_for(f"({shown}) > 1")
+
+
+@pytest.mark.parametrize("title", ["Deepest backlog", "Oldest waiting", "Stuck"])
+def test_what_cannot_be_read_is_unknown_and_what_is_empty_is_zero(prometheus: Prometheus, title: str) -> None:
+    """As with Redis away: of this queue nothing is known either."""
+    board = boards.load(boards.ROOT / "grafana/dashboards/queues.json")
+    (panel,) = [panel for panel in boards.panels(board) if panel["title"] == title and panel["type"] == "stat"]
+    expr = panel["targets"][0]["expr"]
+    assert not prometheus.query(filled(expr, EVERYTHING | {"queue": FOREIGN}))
+    assert panel["fieldConfig"]["defaults"]["noValue"] == "unknown"
+    (idle,) = prometheus.wait_for(filled(expr, EVERYTHING | {"queue": IDLE}))
+    assert idle.value == 0
 
 
 def test_what_is_said_to_be_empty_is_asked() -> None:
