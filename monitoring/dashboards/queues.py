@@ -50,10 +50,11 @@ _DELIVERING = Row(
     (
         number(
             "Alerts firing",
-            "Warnings and critical ones, about the chosen queues or the daemons. Infos are not counted.",
+            "Warnings and critical ones, about the chosen queues or the daemons. Infos are not counted. Unknown where "
+            "this Prometheus does not evaluate the rules.",
             NUMBER,
             'count(ALERTS{alertname=~"Cbq.+",alertstate="firing",severity=~"critical|warning",'
-            'job=~"$job|",queue=~"$queue|"}) or vector(0)',
+            'job=~"$job|",queue=~"$queue|"}) or count(job_queue_state:cbq_queue_length:max{job="$job"}) * 0',
             bad=ANY,
         ),
         number(
@@ -105,7 +106,7 @@ _DELIVERING = Row(
             "Daemons in trouble",
             "Daemons that cannot be scraped, or do not reach Redis.",
             NUMBER,
-            f"count(up{{{DAEMON}}} == 0 or cbq_up{{{DAEMON}}} == 0) or vector(0)",
+            f"count(up{{{DAEMON}}} == 0 or cbq_up{{{DAEMON}}} == 0) or count(up{{{DAEMON}}}) * 0",
             bad=ANY,
         ),
         Panel(

@@ -94,6 +94,14 @@ def test_what_cannot_be_read_is_unknown_and_what_is_empty_is_zero(prometheus: Pr
     assert idle.value == 0
 
 
+def test_a_prometheus_without_targets_or_rules_is_not_shown_as_one_without_trouble() -> None:
+    (queues,) = [boards.load(path) for path in boards.FILES if path.stem == "queues"]
+    exprs = {panel["title"]: panel["targets"][0]["expr"] for panel in boards.panels(queues)}
+    with Prometheus(scraping()) as blind:
+        for title in ("Alerts firing", "Daemons in trouble"):
+            assert not blind.query(filled(exprs[title], EVERYTHING)), title
+
+
 def test_what_is_said_to_be_empty_is_asked() -> None:
     assert set(EMPTY) <= {str(ask) for ask in ASKS}
 
