@@ -10,7 +10,8 @@ from cbq_exporter.services.operations.requests import Executed, Plan, Progress, 
 async def plan(parts: Parts, operation: RetryNow, progress: Progress) -> Plan:
     made = await retries.plan(parts.queue, operation.destination, progress)
     of = f" for {operation.destination}" if operation.destination else ""
-    summary = [f"{callbacks(made.count)} of {parts.config.name}{of} failed and wait for the next attempt"]
+    wait = "waits" if made.count == 1 else "wait"
+    summary = [f"{callbacks(made.count)} of {parts.config.name}{of} failed and {wait} for the next attempt"]
     if made.count:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in made.by_kind.items())
         summary[0] += f": {kinds}"
