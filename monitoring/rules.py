@@ -104,6 +104,7 @@ _MOSTLY = 0.9  # of the looks
 _PAUSED = "max by (job, queue) (cbq_queue_paused) == 1"
 _PAUSED_DESTINATIONS = "max by (job, queue) (cbq_paused_destinations)"
 _PAUSED_ALERTS = "max by (job, queue) (cbq_alerts_paused)"
+_DEAD = 'max by (job, queue) (cbq_queue_length{state="dead"})'
 # As long as the configuration lets callbacks wait for their batch they are not late; absent where others send.
 _WAIT = "max by (job, queue) (cbq_batch_wait_seconds)"
 _LONG = duration(thresholds.RATIO_OVER)
@@ -435,7 +436,12 @@ ALERTS: tuple[Alert, ...] = (
         "CbqDeadLettersGrowing",
         "warning",
         f"sum by (job, queue) (increase(cbq_callbacks_dead_total{_over(thresholds.DEAD_LETTERS)})) "
-        f"{_counted_above(thresholds.DEAD_LETTERS)}",
+        f"{_counted_above(thresholds.DEAD_LETTERS)}\n"
+        # What a daemon gives up before its first scrape is no increase; what was kept meanwhile tells.
+        "or\n"
+        f"{_DEAD}\n"
+        f"  - {_DEAD.removesuffix(')')} offset {duration(thresholds.DEAD_LETTERS.within or 0)}) "
+        f"{_above(thresholds.DEAD_LETTERS)}",
         0,
         "Callbacks of {{ $labels.queue }} are given up",
         "{{ $value | humanize }} callbacks of {{ $labels.queue }} became dead letters in the last 15 minutes "
