@@ -41,6 +41,7 @@ from monitoring.places import DESTINATION_DASHBOARD, QUEUES_DASHBOARD
 from monitoring.rules import duration
 
 _PENDING = f'{TRUTH},state="pending"'
+_DEAD = f'{TRUTH},state="dead"'
 _DEAD_OVER = duration(thresholds.DEAD_LETTERS.within or 0)
 _SKIPPED_OVER = duration(thresholds.TASKS_SKIPPED.within or 0)
 _QUEUES = "{{queue}}"
@@ -92,7 +93,11 @@ _DELIVERING = Row(
             "Given up, 15 m",
             "Callbacks that became dead letters in the last 15 minutes, in the queue that has most of them.",
             CALLBACKS,
-            f"max(sum by (queue) (increase(cbq_callbacks_dead_total{{{COUNTED}}}[{_DEAD_OVER}])))",
+            f"max(sum by (queue) (increase(cbq_callbacks_dead_total{{{COUNTED}}}[{_DEAD_OVER}])) > 0 "
+            # As in the rule: what was given up before the first scrape is no increase.
+            f"or clamp_min({state('cbq_queue_length', where=_DEAD)} "
+            f"- max by (queue) (cbq_queue_length{{{_DEAD}}} offset {_DEAD_OVER}), 0) "
+            f"or {state('cbq_queue_length', where=_DEAD)} * 0)",
             bad=thresholds.DEAD_LETTERS,
         ),
         number(
@@ -295,7 +300,7 @@ _FAILING = Row(
             "Kept as dead letters",
             "Dead letters that wait for a person.",
             CALLBACKS,
-            (Query(state("cbq_queue_length", where=f'{TRUTH},state="dead"'), _QUEUES),),
+            (Query(state("cbq_queue_length", where=_DEAD), _QUEUES),),
             wide=6,
         ),
     ),
