@@ -99,6 +99,8 @@ def _ever_since(state: str, seconds: float) -> str:
 
 
 # Prometheus's own word of each target. Another environment is another job, and has this name in its own.
+# While one is down nobody can say that none of the job leads: that one may. Where it matters callbacks wait, and
+# CbqDeliveryStalled sees it.
 _UP = f'up{{job=~".*{JOB}.*"}}'
 _MOSTLY = 0.9  # of the looks
 _PAUSED = "max by (job, queue) (cbq_queue_paused) == 1"
@@ -323,7 +325,8 @@ ALERTS: tuple[Alert, ...] = (
         "warning",
         "sum by (job, queue) (max_over_time(cbq_dispatch_leader[2m])) == 0\n"
         "and on (job, queue)\n"
-        'cbq_queue_info{mode="dispatch"}',
+        'cbq_queue_info{mode="dispatch"}\n'
+        f"unless on (job)\n{_UP} == 0",
         2 * MINUTE,
         "No daemon holds the send lock of {{ $labels.queue }}",
         "Daemons of {{ $labels.job }} are to dispatch {{ $labels.queue }}, and none has got its send lock for minutes.",
@@ -486,7 +489,8 @@ ALERTS: tuple[Alert, ...] = (
         f"  or max by (job, queue) (cbq_lock_ttl_seconds) {_above(thresholds.LOCK_HELD)}\n"
         ")\n"
         "unless on (job, queue)\n"
-        "max by (job, queue) (cbq_dispatch_leader) == 1",
+        "max by (job, queue) (cbq_dispatch_leader) == 1\n"
+        f"unless on (job)\n{_UP} == 0",
         MINUTE,
         "Another worker holds the send lock of {{ $labels.queue }} for too long",
         "The send lock of {{ $labels.queue }} is held, or will be, for {{ $value | humanizeDuration }} "
