@@ -42,7 +42,7 @@ class Holding:
         # configuration, for what goes to another one today.
         self._receivers: dict[str, Receiver] = {}
         self._unknown: dict[str, None] = {}  # names for which one was made due, to find that out
-        self._former: dict[str, str] = {}  # by a name of today, a former one
+        self._former: dict[str, dict[str, None]] = {}  # by a name of today, former ones
         self._paused: Collection[str] = ()
         self._left: dict[str, int] = {}  # how many more may go to each, of the batch being accepted
         self._counted: Counter[str] | None = None  # what is under way, in this batch or turn
@@ -57,12 +57,11 @@ class Holding:
         """Sends to these have; whether that may let something go, or is to be told to the store."""
         matters = self.circuits.unsaved or self._crowded
         for name in names:
-            waits = name if name in self._backlogs else self._former.get(name, name)
-            if waits in self._backlogs:
-                self._backlogs.ask_first(waits)
-                matters = True
-            elif name in self.circuits.unwell:
-                matters = True
+            for one in (*self._former.get(name, ()), name):
+                if one in self._backlogs:
+                    self._backlogs.ask_first(one)
+                    matters = True
+            matters = matters or name in self.circuits.unwell
         return matters
 
     # --- one callback ------------------------------------------------------------------------
@@ -89,10 +88,10 @@ class Holding:
         """What nobody expects under the name that it has today was made due under another, or is a plain retry."""
         name = receiver.name
         if not self._backlogs.expects(name):
-            unknown = (one for one in [self._former.get(name), *self._unknown] if one and self._backlogs.expects(one))
-            former = next(unknown, None)
+            expected = (one for one in [*self._former.get(name, ()), *self._unknown] if self._backlogs.expects(one))
+            former = next(expected, None)
             if former is not None:
-                self._former[name] = former
+                self._former.setdefault(name, {})[former] = None
                 self._came(former, receiver)
                 return
         if name in self._backlogs:

@@ -167,6 +167,26 @@ def test_a_reload_ends_a_pause_in_the_configuration_and_changes_what_is_sent(ser
         assert counted(daemon, "cbq_delivery_attempts_total", destination="friend")() == 101
 
 
+def test_what_waits_under_several_former_names_comes_back_at_once(server: Server) -> None:
+    """A destination that was renamed twice: for each that goes, one of either name is to be made due."""
+    client = server.client
+    each = 400
+    with (
+        CountingReceiver() as receiver,
+        Daemon(server.url, queue(), destinations=[{"name": "one", "match": "127.0.0.1:*", "paused": True}]) as daemon,
+    ):
+        for number, name in enumerate(("one", "two", "three")):
+            daemon.configure(destinations=[{"name": name, "match": "127.0.0.1:*", "paused": name != "three"}])
+            daemon.send_signal(signal.SIGHUP)
+            until(lambda: daemon.log().count('"event": "reloaded') == number + 1, what=daemon.log)  # noqa: B023
+            push(client, *(item(receiver.url, n) for n in range(number * each, (number + 1) * each)))
+            if name != "three":
+                until(lambda: lengths(client)["retry"] == (number + 1) * each)  # noqa: B023
+        wait_until_settled(client, timeout=15)
+        assert set(receiver.arrived.values()) == {1}
+        assert len(receiver.arrived) == 3 * each
+
+
 @pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
 def test_each_destination_has_its_certificates_and_its_time(server: Server, tmp_path: Path, own_process: bool) -> None:
     client: Any = server.client
