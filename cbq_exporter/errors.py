@@ -20,7 +20,7 @@ Each message is one line: what, where, what to do. Driver errors are translated 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 CONFIGURATION = "configuration"  # the ``file`` of a problem while nobody has said which one was read
 
@@ -29,6 +29,17 @@ class CbqError(Exception):
     """Base of everything below; ``str(error)`` is the line an operator reads."""
 
     exit_code: ClassVar[int] = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made again without its constructor, whose keywords pickle does not know.
+
+        An error that a pool of processes can send but not receive breaks the pool, or has its caller wait for ever.
+        """
+        return _without_constructor, (type(self), self.args), self.__dict__
+
+
+def _without_constructor(kind: type[CbqError], args: tuple[Any, ...]) -> CbqError:
+    return kind.__new__(kind, *args)
 
 
 @dataclass(frozen=True, slots=True)

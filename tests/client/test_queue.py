@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import signal
 import threading
 import time
@@ -205,6 +206,18 @@ def test_what_was_never_sent_is_safe_to_push_again(push: Push) -> None:
     with pytest.raises(EnqueueError, match=said) as told:
         push(callbacks, [callbacks.write(URL, 1)])
     assert told.value.in_doubt == ()
+
+
+def test_what_is_told_reaches_another_process(push: Push) -> None:
+    """As the errors of a task come back from multiprocessing, concurrent.futures and Celery."""
+    callbacks = CallbackQueue("unix:///nowhere/s.sock")
+    payload = callbacks.write(URL, 1)
+    with pytest.raises(EnqueueError) as told:
+        push(callbacks, [payload])
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(told.value, protocol))
+        assert str(again) == str(told.value)
+        assert (again.kind, again.enqueued, again.in_doubt, again.not_enqueued) == ("connect", 0, (), (payload,))
 
 
 def test_what_the_server_refused_is_not_in_doubt(server: Server, push: Push) -> None:
