@@ -159,7 +159,7 @@ def _commands(keys: QueueKeys, payloads: Sequence[bytes]) -> list[bytes]:
         ("INCRBY", keys.stats_queued, len(payloads)),
         ("EXPIRE", keys.stats_queued, STATS_TTL),
     )
-    return [_pack(command) for command in commands]
+    return [b"".join([_pack(command) for command in commands])]  # one piece: the driver sends each by itself
 
 
 def _answer(connection: Any) -> Any:
