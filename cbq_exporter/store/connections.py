@@ -51,7 +51,7 @@ _UNAVAILABLE = (
 )
 # Whoever says this, or nothing, may not be the server any more that the address stands for: after a failover names
 # and virtual addresses lead to another one, and the old one keeps the connections that it has.
-_MAY_HAVE_MOVED = frozenset({"connect", "timeout", "readonly", "masterdown", "noreplicas"})
+MAY_HAVE_MOVED = frozenset({"connect", "timeout", "readonly", "masterdown", "noreplicas"})
 _SETTING = "redis.url, or CBQ_REDIS_URL, which goes before it"
 _PERMISSION = "the user of redis.url lacks a permission: cbq-exporter explain redis-acl.md has the lines"
 _MISUSE = (
@@ -205,7 +205,7 @@ class Connections:
             await client.close()
 
     def _note(self, error: StoreError) -> None:
-        if error.kind in _MAY_HAVE_MOVED:
+        if error.kind in MAY_HAVE_MOVED:
             for client in (self._mutations, self._reads, self._waits):
                 client.renew()
         if self._on_error is not None:

@@ -24,7 +24,7 @@ from redis.retry import Retry
 
 from cbq_exporter.config import redis_url
 from cbq_exporter.errors import EnqueueError
-from cbq_exporter.store.connections import translate
+from cbq_exporter.store.connections import MAY_HAVE_MOVED, translate
 from cbq_exporter.store.keys import STATS_TTL, QueueKeys
 from cbq_exporter.store.paging import batches
 
@@ -55,7 +55,9 @@ class Producer:
                 try:
                     sent = True
                     connection.send_packed_command(_commands(self._keys, batch.payloads), check_health=False)
-                    answers = [_answer(connection) for _ in range(_COMMANDS)]
+                    refused = batch.refused([_answer(connection) for _ in range(_COMMANDS)], self._shown_as)
+                    if _may_have_moved(refused):
+                        connection.disconnect()
                 except BaseException:
                     connection.disconnect()  # a late answer must not be taken for that of the next command
                     raise
@@ -63,7 +65,8 @@ class Producer:
                     self._pool.release(connection)
             except (driver.RedisError, OSError) as error:
                 raise batch.failed(error, self._shown_as, in_doubt=sent) from error
-            batch.check(answers, self._shown_as)
+            if refused is not None:
+                raise refused
 
     def close(self) -> None:
         self._pool.disconnect()
@@ -89,7 +92,9 @@ class AsyncProducer:
                 try:
                     sent = True
                     await connection.send_packed_command(_commands(self._keys, batch.payloads), check_health=False)
-                    answers = [await _async_answer(connection) for _ in range(_COMMANDS)]
+                    refused = batch.refused([await _async_answer(connection) for _ in range(_COMMANDS)], self._shown_as)
+                    if _may_have_moved(refused):
+                        await connection.disconnect(nowait=True)
                 except BaseException:
                     await connection.disconnect(nowait=True)
                     raise
@@ -97,7 +102,8 @@ class AsyncProducer:
                     await pool.release(connection)
             except (driver.RedisError, OSError) as error:
                 raise batch.failed(error, self._shown_as, in_doubt=sent) from error
-            batch.check(answers, self._shown_as)
+            if refused is not None:
+                raise refused
 
     async def close(self) -> None:
         if self._made is not None and self._loop is asyncio.get_running_loop():
@@ -133,13 +139,17 @@ class _Batch:
             not_enqueued=tuple(self.after) if in_doubt else (*these, *self.after),
         )
 
-    def check(self, answers: Sequence[Any], shown_as: str) -> None:
+    def refused(self, answers: Sequence[Any], shown_as: str) -> EnqueueError | None:
         """Only the first answer counts: what is wrong with a statistic does not undo what was accepted.
 
         (A key of another type in the place of pending makes the statistic count too much; all else refuses both.)
         """
-        if isinstance(answers[0], Exception):
-            raise self.failed(answers[0], shown_as, in_doubt=False) from answers[0]
+        error = answers[0]
+        if not isinstance(error, Exception):
+            return None
+        failed = self.failed(error, shown_as, in_doubt=False)
+        failed.__cause__ = error
+        return failed
 
 
 def _batches(payloads: Sequence[bytes]) -> Iterator[_Batch]:
@@ -160,6 +170,11 @@ def _commands(keys: QueueKeys, payloads: Sequence[bytes]) -> list[bytes]:
         ("EXPIRE", keys.stats_queued, STATS_TTL),
     )
     return [b"".join([_pack(command) for command in commands])]  # one piece: the driver sends each by itself
+
+
+def _may_have_moved(refused: EnqueueError | None) -> bool:
+    """Whether the address may lead to another server by now: a new connection finds it, the old one never does."""
+    return refused is not None and refused.kind in MAY_HAVE_MOVED
 
 
 def _answer(connection: Any) -> Any:

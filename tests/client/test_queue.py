@@ -253,6 +253,28 @@ def drop_clients(server: Server) -> None:
     redis.client_kill_filter(_type="normal", skipme=True)
 
 
+def test_who_has_become_a_replica_is_left_for_where_its_name_leads_now(server: Server, push: Push) -> None:
+    async def scenario(old: Server, name: FaultProxy, callbacks: CallbackQueue) -> None:
+        async def at_once(payloads: Sequence[bytes]) -> None:
+            callbacks.push(payloads)
+
+        append = at_once if push is blocking else callbacks.apush
+        payload = callbacks.write(URL, 1)
+        async with callbacks:
+            await append([payload])
+            name.lead_to(server.socket)
+            await append([payload])
+            assert len(items(old)) == 2
+            old.client.replicaof("127.0.0.1", 1)
+            with pytest.raises(EnqueueError, match="it is a replica") as told:
+                await append([payload])
+            await append(told.value.not_enqueued)
+        assert items(server) == [payload]
+
+    with Server(server.kind) as old, FaultProxy(old.socket) as name, CallbackQueue(name.url) as callbacks:
+        asyncio.run(scenario(old, name, callbacks))
+
+
 class TimeIsUp(Exception):
     """What Celery's soft time limit and gunicorn's timeout raise, from a signal, wherever the program is."""
 
