@@ -54,15 +54,19 @@ class Plan:
 async def newest(queue: Queue, selection: Selection, *, offset: int = 0, limit: int = 50) -> list[DeadLetter]:
     """Up to ``limit`` letters of the selection after the first ``offset`` of it, the last to die first."""
     now = await queue.store_now_ms() / 1000
-    found: list[DeadLetter] = []
     if selection == Selection():
         ids = await queue.dead.ids(offset=offset, count=limit, latest_first=True)
         return await queue.dead.read(ids)
+    found: list[DeadLetter] = []
+    left_out = 0
     async for page in _pages(queue, selection, latest_first=True):
-        found += [letter for letter in page if selection.fits(letter, now)]
-        if len(found) >= offset + limit:
+        fitting = [letter for letter in page if selection.fits(letter, now)]
+        skipped = min(offset - left_out, len(fitting))
+        left_out += skipped
+        found += fitting[skipped:]
+        if len(found) >= limit:
             break
-    return found[offset : offset + limit]
+    return found[:limit]
 
 
 async def plan(queue: Queue, selection: Selection, show: Callable[[int], None] = lambda done: None) -> Plan:

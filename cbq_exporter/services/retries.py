@@ -49,11 +49,15 @@ async def soonest(
     if destination is None:
         return await queue.retries.read(await queue.retries.ids(offset=offset, count=limit))
     found: list[WaitingRetry] = []
+    left_out = 0
     async for page in queue.retries.pages(PAGE):
-        found += [one for one in page if one.destination == destination]
-        if len(found) >= offset + limit:
+        fitting = [one for one in page if one.destination == destination]
+        skipped = min(offset - left_out, len(fitting))
+        left_out += skipped
+        found += fitting[skipped:]
+        if len(found) >= limit:
             break
-    return found[offset : offset + limit]
+    return found[:limit]
 
 
 async def plan(queue: Queue, destination: str | None, show: Callable[[int], None] = lambda done: None) -> Plan:
@@ -75,19 +79,17 @@ async def execute(queue: Queue, made: Plan, show: Callable[[int], None] = lambda
     ``show`` is told how many are done.
     """
     done = 0
-    # Each once: a claim that finds an earlier one of its key under way lets it wait again, as often as it is due.
-    tried: set[str] = set()
-    # What is claimed while we walk moves what we have not seen to where we have been: so again, until a whole walk
-    # finds nothing.
-    while True:
-        before = len(tried)
+    # What is claimed while we walk moves what we have not seen to where we have been: so again, until all are done or
+    # a whole walk finds nothing. Which are done is not remembered, they may be a million: one that a claim lets wait
+    # again, because an earlier one of its key is under way, is made due again and counts again, up to what was planned.
+    while done < made.count:
+        before = done
         async for page in queue.retries.pages(PAGE):
-            chosen = [one.id for one in page if made.has(one) and one.id not in tried]
-            done += sum(await queue.retries.hasten(chosen))
-            tried.update(chosen)
-            show(done)
-        if len(tried) == before:
-            return done
+            done += sum(await queue.retries.hasten([one.id for one in page if made.has(one)]))
+            show(min(done, made.count))
+        if done == before:
+            break
+    return min(done, made.count)
 
 
 async def one(queue: Queue, retry_id: str) -> WaitingRetry:

@@ -6,6 +6,7 @@ Every method raises StoreUnavailable (try again later; a change may or may not h
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from cbq_exporter.model import DeadLetter, WaitingRetry
@@ -19,7 +20,7 @@ from cbq_exporter.store.times import ms
 _MOST_ITEMS = 500  # callbacks
 _MOST_HASHED_BYTES = 2 * 1024 * 1024  # of payloads, where the script computes their SHA-1
 
-T = TypeVar("T")
+T = TypeVar("T", bound=DeadLetter | WaitingRetry)
 
 
 class KeptSet(Generic[T]):
@@ -52,18 +53,30 @@ class KeptSet(Generic[T]):
         found = []
         for chunk in chunks(ids, 1 if with_payload else _MOST_ITEMS):
             commands: list[tuple[str, ...]] = [("ZMSCORE", self._key, *chunk), ("HMGET", k.records, *chunk)]
-            commands += [("HGET", k.payloads, i) if with_payload else ("HSTRLEN", k.payloads, i) for i in chunk]
-            scores, kept, *rest = await self._connections.read_many(commands)
+            commands += [("HGET", k.payloads, i) for i in chunk if with_payload]
+            scores, kept, *payloads = await self._connections.read_many(commands)
             for error in (scores, kept):
                 if isinstance(error, Exception):
                     raise error
-            for kept_id, score, record, extra in zip(chunk, scores, kept, rest, strict=True):
+            read = []
+            for place, (kept_id, score, record) in enumerate(zip(chunk, scores, kept, strict=True)):
                 if score is None:
                     continue
-                payload = extra if with_payload and isinstance(extra, bytes) else None
-                size = len(payload) if payload is not None else extra if isinstance(extra, int) else 0
-                found.append(self._read(kept_id, float(score), record, payload, size))
+                payload = payloads[place] if payloads and isinstance(payloads[place], bytes) else None
+                read.append(self._read(kept_id, float(score), record, payload, len(payload or b"")))
+            found += read if with_payload else await self._with_sizes(read)
         return found
+
+    async def _with_sizes(self, read: Sequence[T]) -> list[T]:
+        """As a rule the record tells it. Where it does not, because it is gone or broken, the payload is asked: for
+        each that would be a command more than for all the rest of a page together.
+        """
+        unknown = [one.id for one in read if not one.size]
+        if not unknown:
+            return list(read)
+        answers = await self._connections.read_many([("HSTRLEN", self._keys.payloads, one) for one in unknown])
+        sizes = {one: size for one, size in zip(unknown, answers, strict=True) if isinstance(size, int)}
+        return [replace(one, size=sizes[one.id]) if one.id in sizes else one for one in read]
 
     async def pages(
         self, size: int, *, latest_first: bool = False, with_payload: bool = False

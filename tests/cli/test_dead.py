@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import os
 import pty
@@ -11,11 +12,12 @@ import select
 import subprocess
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from cbq_exporter.errors import PreconditionChanged
-from cbq_exporter.model import DeadReason, Failure
+from cbq_exporter.model import DeadLetter, DeadReason, Failure
 from cbq_exporter.services import dead_letters
 from cbq_exporter.services.dead_letters import Selection
 from cbq_exporter.store.queue import Queue
@@ -268,6 +270,38 @@ def test_thousands_in_pages_with_others_between_them(cli: Cli, monkeypatch: pyte
     assert progress == sorted(progress)
     assert progress[-1] == 67
     assert _count(cli) == 133
+
+
+def test_what_is_left_out_of_a_list_is_not_held_meanwhile(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters, "PAGE", 10)
+    ids = cli.bury([Corpse(item(n)) for n in range(200)])
+    held: list[int] = []
+
+    async def work(queue: Queue) -> list[DeadLetter]:
+        read_ids = queue.dead.ids
+
+        async def ids_of_a_page(**which: Any) -> list[str]:
+            held.append(sum(isinstance(one, DeadLetter) for one in gc.get_objects()))
+            return await read_ids(**which)
+
+        monkeypatch.setattr(queue.dead, "ids", ids_of_a_page)
+        return await dead_letters.newest(queue, Selection(reason="rejected"), offset=185, limit=5)
+
+    assert [letter.id for letter in cli.on_queue(work)] == ids[14:9:-1]
+    assert (len(held), max(held) <= 30) == (19, True)
+
+
+def test_a_page_costs_a_few_commands_and_knows_each_size(cli: Cli) -> None:
+    ids = cli.bury([Corpse(item(n)) for n in range(1000)])
+    client = cli.server.client
+    client.hdel("q:records", ids[3])
+    client.hset("q:records", ids[4], b"[broken")
+    client.config_resetstat()
+    made = cli.on_queue(lambda queue: dead_letters.plan(queue, Selection()))
+    assert made.size == sum(len(item(n)) for n in range(1000))
+    stats = client.info("commandstats")
+    assert stats["cmdstat_hstrlen"]["calls"] == 2
+    assert sum(each["calls"] for each in stats.values()) < 30
 
 
 def test_what_dies_after_the_plan_is_no_part_of_it(cli: Cli) -> None:

@@ -139,3 +139,13 @@ def test_now_ends_where_a_claim_lets_what_is_due_wait_for_its_turn_again(cli: Cl
             claiming.cancel()
 
     assert cli.on_queue(work) == 40
+
+
+def test_now_walks_once_more_only_where_something_is_left(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "PAGE", 10)
+    ids = cli.put_off([("a.example", 600.0 + n) for n in range(100)])
+    made = cli.on_queue(lambda queue: retries.plan(queue, None))
+    cli.server.client.config_resetstat()
+    assert cli.on_queue(lambda queue: retries.execute(queue, made)) == 100
+    assert cli.server.client.info("commandstats")["cmdstat_zrange"]["calls"] == 10 + 1
+    assert _due(cli) == ids
