@@ -18,9 +18,9 @@ TIMEOUT = 2.0  # seconds
 class CallbackQueue:
     """One queue, to be kept for as long as the process lives. Connects at first use.
 
-    The methods that begin with ``a`` are for an event loop, one at a time; the others for any thread, also after a
-    fork. ``pending`` and ``stats`` name keys that do not follow from ``prefix``. ``timeout`` is seconds for connecting
-    and again for each answer. ``default`` is that of ``json.dumps``: what it makes of values that JSON does not know.
+    The methods that begin with ``a`` are for any event loop; the others for any thread, also after a fork. ``pending``
+    and ``stats`` name keys that do not follow from ``prefix``. ``timeout`` is seconds for connecting and again for each
+    answer. ``default`` is that of ``json.dumps``: what it makes of values that JSON does not know.
 
     All but ``write`` raise EnqueueError, which tells what is in the queue and what may be; ``write`` and ``enqueue``
     raise InvalidCallback before anything is sent.

@@ -10,7 +10,7 @@ sent or was refused.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,18 +73,17 @@ class Producer:
 
 
 class AsyncProducer:
-    """For one event loop; where another one is running than before, its connections are made anew."""
+    """For event loops: each has connections of its own, which are closed with it, as ``asyncio.run`` does."""
 
     def __init__(self, url: str, keys: QueueKeys, *, timeout: float) -> None:
         self._url = url
         self._keys = keys
         self._timeout = timeout
         self._shown_as = redis_url.redacted(url)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._made: Any = None
+        self._pools: dict[asyncio.AbstractEventLoop, tuple[Any, AsyncIterator[None]]] = {}
 
     async def push(self, payloads: Sequence[bytes]) -> None:
-        pool = self._pool()
+        pool = await self._pool()
         for batch in _batches(payloads):
             sent = False
             try:
@@ -106,17 +105,34 @@ class AsyncProducer:
                 raise refused
 
     async def close(self) -> None:
-        if self._made is not None and self._loop is asyncio.get_running_loop():
-            await self._made.disconnect()
+        found = self._pools.get(asyncio.get_running_loop())
+        if found is not None:
+            await found[0].disconnect()
 
-    def _pool(self) -> Any:
+    async def _pool(self) -> Any:
         running = asyncio.get_running_loop()
-        if self._loop is not running:
-            self._loop = running
-            self._made = AsyncBlockingConnectionPool.from_url(
+        found = self._pools.get(running)
+        if found is None:
+            pool = AsyncBlockingConnectionPool.from_url(
                 self._url, **_options(self._timeout), retry=AsyncRetry(NoBackoff(), 0)
             )
-        return self._made
+            for loop in [loop for loop in self._pools if loop.is_closed()]:
+                self._pools.pop(loop, None)
+            found = self._pools[running] = (pool, _closed_with_its_loop(pool))
+            await anext(found[1])
+        return found[0]
+
+
+async def _closed_with_its_loop(pool: Any) -> AsyncIterator[None]:
+    """Whoever ends an event loop in good order ends the generators that have begun in it; so does the end of the last
+    reference to one.
+
+    Connections that outlive their loop can no longer be closed: their files stay open until the garbage is collected.
+    """
+    try:
+        yield
+    finally:
+        await pool.disconnect()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import pickle
@@ -358,11 +359,36 @@ def test_any_number_at_once_wait_for_some_connections(server: Server, callbacks:
 
 
 def test_one_event_loop_after_another(server: Server, callbacks: CallbackQueue) -> None:
-    for number in range(3):
-        asynchronous(callbacks, [callbacks.write(URL, number)])
-    assert len(items(server)) == 3
+    """As in a task that calls asyncio.run: nothing is left open, nor to the collector of garbage."""
+
+    async def several() -> None:
+        await asyncio.gather(*(callbacks.aenqueue(URL, number) for number in range(10)))
+
     redis: Any = server.client
-    until(lambda: len(redis.client_list()) == 1)
+    gc.disable()
+    try:
+        for _ in range(3):
+            asyncio.run(several())
+            until(lambda: len(redis.client_list()) == 1)
+    finally:
+        gc.enable()
+    assert len(items(server)) == 30
+
+
+def test_several_event_loops_at_once_keep_their_connections(server: Server, callbacks: CallbackQueue) -> None:
+    async def some() -> None:
+        for number in range(50):
+            await callbacks.aenqueue(URL, number)
+
+    server.client.config_resetstat()
+    threads = [threading.Thread(target=asyncio.run, args=(some(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(items(server)) == 200
+    redis: Any = server.client
+    assert redis.info("stats")["total_connections_received"] == 4
 
 
 # --- to the receiver -----------------------------------------------------------------------------
