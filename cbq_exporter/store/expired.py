@@ -26,7 +26,8 @@ class ExpiredLeases:
         self._keys = keys
 
     async def recover(self, max_recoveries: int) -> Recovery:
-        """Bring callbacks whose lease has run out back to the head of pending, in their order.
+        """Bring callbacks whose lease has run out back to the head of pending, in their order; behind the rest while a
+        worker has the lock.
 
         One that was recovered ``max_recoveries`` times before becomes a dead letter. ``processing`` is walked
         from its tail in bounded pages: what is taken out of it meanwhile cannot make the walk miss anything.
@@ -75,7 +76,9 @@ class ExpiredLeases:
                 record = b"" if payload is None else records.of_poison(str(lease), payload)
                 args += [lease, payload or b"", record]
             codes = await self._connections.run_named(
-                "recover", [k.leases, k.processing, k.pending, k.dead, k.records, k.payloads, k.returned, k.order], args
+                "recover",
+                [k.leases, k.processing, k.pending, k.dead, k.records, k.payloads, k.returned, k.order, k.lock],
+                args,
             )
             total += Recovery(codes.count(1), codes.count(2), codes.count(3))
         return total

@@ -58,8 +58,8 @@ class Healing:
     async def recover_stuck(
         self, stuck_after: float, max_recoveries: int, *, progress: Callable[[int], None] = lambda done: None
     ) -> Recovery:
-        """Bring what is known to be stuck back to the head of pending, in its order. It does not look: whoever wants
-        what is true now looks before.
+        """Bring what is known to be stuck back to the head of pending, in its order; behind the rest while a worker has
+        the lock. It does not look: whoever wants what is true now looks before.
 
         What was recovered ``max_recoveries`` times before becomes a dead letter. ``progress`` is told how many are
         done.
@@ -74,8 +74,8 @@ class Healing:
     async def recover_all(
         self, older_than: float | None = None, *, progress: Callable[[int], None] = lambda done: None
     ) -> Recovery:
-        """A person's recovery: everything in processing that no live lease of ours holds goes back to the head of
-        pending, in its order; with ``older_than``, in seconds, only what was first seen longer ago than that.
+        """A person's recovery: everything in processing that no live lease of ours holds goes back to pending, as by
+        ``recover_stuck``; with ``older_than``, in seconds, only what was first seen longer ago than that.
 
         Nothing becomes a dead letter by it. Of equal callbacks, as long as one is ours the others wait. What changes
         its place while this walks, because a daemon settles beside it, is looked for again, and comes in front of the
@@ -169,7 +169,13 @@ class Healing:
             args += [one.place, one.fingerprint, one.sighting, record]
         codes: list[int] = await self._connections.run_named(
             "recover_stuck",
-            [k.leases, k.processing, k.pending, k.dead, k.records, k.payloads, k.returned, k.sightings, k.fence],
+            [
+                *(k.leases, k.processing, k.pending, k.dead, k.records, k.payloads),
+                k.returned,
+                k.sightings,
+                k.fence,
+                k.lock,
+            ],
             args,
         )
         return codes

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from cbq_exporter.model import Claimed, Delivered, Outcome, PutBack, Recovery, Retry, Settled
+from cbq_exporter.store.healing import Healing
 from tests.support.queues import FAILURE, DrivenQueue, ExistingWorker, callback
 from tests.support.servers import Server
 
@@ -37,7 +38,7 @@ def test_its_status_tool_reads_what_we_write(q: DrivenQueue, worker: ExistingWor
     assert (status["pending"], status["processing"]) == (2, 1)
     assert (status["queued"], status["sent"], status["failed"]) == (5, 1, 1)
     assert abs(status["last_send"] - time.time()) < 5
-    assert status["lock"].startswith(b"worker_")
+    assert status["lock"].startswith(b"cbq-exporter_")
     assert worker.redis.lindex(q.keys.processing, 0) == callback(2) == three.payload
 
 
@@ -96,6 +97,38 @@ def test_it_finishes_a_copy_that_we_had_recovered(q: DrivenQueue, worker: Existi
     assert q.settle(DELIVERED, ours) == [Settled.FENCED]
     assert worker.finish(theirs) == 1
     assert q.everywhere == Counter()
+
+
+@pytest.mark.parametrize("left_by", ["a worker", "a daemon"])
+@pytest.mark.parametrize("holder", ["worker", "nobody", "us", "a foreign type"])
+def test_what_we_bring_back_while_it_cuts_off_its_batch_is_not_cut_off_with_it(
+    q: DrivenQueue, worker: ExistingWorker, holder: str, left_by: str
+) -> None:
+    left, waiting = [callback(n) for n in range(300)], [callback(n) for n in range(300, 330)]
+    healing = Healing(q.connections, q.keys)
+    if left_by == "a daemon":
+        q.redis.rpush(q.keys.pending, *left)
+        assert len(q.claim(300).items) == 300
+        q.let_leases_run_out()
+        q.do(q.queue.free_lock())
+    else:
+        q.redis.rpush(q.keys.processing, *left)
+    q.redis.rpush(q.keys.pending, *waiting)
+    if holder == "worker":
+        assert worker.take_lock()
+    elif holder == "us":
+        q.do(q.queue.keep_lock(30.0))
+    elif holder == "a foreign type":
+        q.redis.rpush(q.keys.lock, "?")
+
+    batch = q.redis.lrange(q.keys.pending, 0, 9)
+    assert q.do(healing.recover_all()).returned == 300
+    if holder != "worker":
+        assert q.pending == [*left, *waiting]
+        return
+    q.redis.ltrim(q.keys.pending, len(batch), -1)
+    assert q.pending[:20] == waiting[10:]
+    assert Counter(q.pending[20:]) == Counter(left)
 
 
 def test_its_ghosts_in_processing_stay_its_own(q: DrivenQueue, worker: ExistingWorker) -> None:

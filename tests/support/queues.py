@@ -20,7 +20,7 @@ from tests.support.servers import Server
 
 T = TypeVar("T")
 
-OURS = "worker_1764000000_1111"
+OURS = "cbq-exporter_1764000000_test_1111"
 FAILURE = Failure("http_5xx", 503, "503 Service Unavailable", "busy", 1764000000.5)
 
 

@@ -1,7 +1,8 @@
--- Bring callbacks that no lease of ours holds out of processing, back to the head of pending; those that were brought
--- back too often to the dead letters.
+-- Bring callbacks that no lease of ours holds out of processing, back to pending; those that were brought back too
+-- often to the dead letters.
 --
 -- KEYS  1 leases  2 processing  3 pending  4 dead  5 records  6 payloads  7 returned  8 sightings  9 fence
+--       10 lock
 -- ARGV  1 the least age of a sighting, ms; -1: sightings are not needed
 --       2 the store's time, ms, when the caller looked  3 most recoveries; -1: they are not counted
 --       4 the fence when the caller read the leases: it names no callback that was leased then
@@ -13,9 +14,11 @@
 --         | 1 back in pending | 2 dead
 --
 -- Of equal callbacks, as long as one is ours the others wait. The new place is written first, then the old one
--- cleared: never one too few. Places are cleared by marking them, and taking out all marks in one walk.
+-- cleared: never one too few. Places are cleared by marking them, and taking out all marks in one walk. They go to the
+-- head of pending, but behind the rest while a worker has the lock: see recover.lua.
 local leases, processing, pending, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local records, payloads, returned, sightings, fence = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local records, payloads, returned = KEYS[5], KEYS[6], KEYS[7]
+local sightings, fence, lock = KEYS[8], KEYS[9], KEYS[10]
 local least_age, looked, max_recoveries = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local fence_was, mark, first, last = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 local n = (#ARGV - 7) / 4
@@ -92,7 +95,12 @@ if #letters > 0 then
   end
 end
 if #back > 0 then
-  redis.call('LPUSH', pending, unpack(back))
+  local holder = redis.pcall('GET', lock)
+  if type(holder) == 'string' and string.sub(holder, 1, 13) ~= 'cbq-exporter_' then
+    for i = #back, 1, -1 do redis.call('RPUSH', pending, back[i]) end
+  else
+    redis.call('LPUSH', pending, unpack(back))
+  end
   if max_recoveries >= 0 then redis.call('HSET', returned, unpack(memories)) end
 end
 for _, place in ipairs(places) do redis.call('LSET', processing, place, mark) end
