@@ -116,8 +116,13 @@ class StoreError(CbqError):
 class StoreUnavailable(StoreError):
     """Redis cannot be used for now: trying again later is right.
 
-    A mutation that ended with this may or may not have been carried out.
+    A mutation that ended with this may or may not have been carried out, where it is ``unanswered``.
     """
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the server may have done what was asked for: it did not refuse it, no answer came."""
+        return self.kind in ("connect", "timeout")
 
 
 class StoreMisuse(StoreError):

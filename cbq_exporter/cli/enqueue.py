@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 MAX_LINE = 64 * 1024 * 1024  # bytes; Redis itself takes no value of more than 512 MiB
 
-# What is held in memory and sent at once. Small enough that a failure leaves few callbacks in doubt.
+# What is held in memory and sent at once, by one script of the store: all of it is enqueued or nothing. Small enough
+# that a failure leaves few callbacks in doubt.
 _BATCH_LINES = 1000
 _BATCH_BYTES = 4 * 1024 * 1024
 _CHUNK = 256 * 1024
 _SHOWN_ERRORS = 20
+_DOUBT = "may or may not have been"
 _IN_MEMORY = 8 * 1024 * 1024  # bytes of standard input kept in memory by --strict; more goes to a temporary file
 
 Line = tuple[int, bytes]
@@ -201,30 +203,44 @@ async def _in_audit(desk: Desk) -> AsyncIterator[Callable[[int], None]]:
 async def _push(queue: Queue, lines: Iterator[Line | None], show: Callable[[int], None]) -> int:
     import asyncio
 
-    pushed = 0
+    pushed = last = 0
+    sending: list[Line] = []
     try:
-        for batch in _batches(lines):
+        for sending in _batches(lines):
             try:
-                await queue.enqueue([payload for _, payload in batch])
+                await queue.enqueue([payload for _, payload in sending])
             except StoreUnavailable as error:
-                raise StoreUnavailable(_where_it_ended(error, pushed, batch), kind=error.kind) from error
+                raise StoreUnavailable(_where_it_ended(error, pushed, sending), kind=error.kind) from error
             except StoreMisuse as error:
-                raise StoreMisuse(_where_it_ended(error, pushed, batch), kind=error.kind) from error
-            pushed += len(batch)
+                raise StoreMisuse(_where_it_ended(error, pushed, sending), kind=error.kind) from error
+            pushed, last = pushed + len(sending), sending[-1][0]
+            sending = []
             show(pushed)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        output.say(f"{output.count(pushed, 'callback')} enqueued for certain before the interruption")
+    except (KeyboardInterrupt, SystemExit, asyncio.CancelledError):
+        output.say(_where_it_was(pushed, last, sending))
         raise
     return pushed
 
 
 def _where_it_ended(error: StoreError, pushed: int, batch: list[Line]) -> str:
     """Which lines are in the queue: whoever sends the rest again must know."""
-    doubt = "may or may not have been" if isinstance(error, StoreUnavailable) else "were not"
+    doubt = _DOUBT if isinstance(error, StoreUnavailable) and error.unanswered else "were not"
     return (
         f"{output.count(pushed, 'callback')} enqueued, up to the line before {batch[0][0]:,}; "
-        f"lines {batch[0][0]:,} to {batch[-1][0]:,} {doubt}, later ones were not: {error}"
+        f"{_numbers(batch)} {doubt}, later ones were not: {error}"
     )
+
+
+def _where_it_was(pushed: int, last: int, sending: list[Line]) -> str:
+    """The same, when it is interrupted."""
+    upto = f", up to line {last:,}" if pushed else ""
+    these = f"; {_numbers(sending)} {_DOUBT}" if sending else ""
+    return f"{output.count(pushed, 'callback')} enqueued for certain before the interruption{upto}{these}"
+
+
+def _numbers(batch: list[Line]) -> str:
+    first, last = batch[0][0], batch[-1][0]
+    return f"line {first:,}" if first == last else f"lines {first:,} to {last:,}"
 
 
 class BadLines:
@@ -331,11 +347,12 @@ def _batches(lines: Iterator[Line | None]) -> Iterator[list[Line]]:
     batch: list[Line] = []
     size = 0
     for line in lines:
+        too_much = line is not None and size + len(line[1]) > _BATCH_BYTES
+        if batch and (line is None or too_much or len(batch) >= _BATCH_LINES):
+            yield batch
+            batch, size = [], 0
         if line is not None:
             batch.append(line)
             size += len(line[1])
-        if batch and (line is None or len(batch) >= _BATCH_LINES or size >= _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
     if batch:
         yield batch

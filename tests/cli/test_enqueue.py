@@ -10,6 +10,7 @@ import pytest
 
 from cbq_exporter.cli import enqueue
 from tests.cli.conftest import TWO_QUEUES, Cli, item
+from tests.support.fault_proxy import Action, Fault, FaultProxy
 from tests.support.servers import Server
 
 
@@ -156,10 +157,20 @@ def test_a_full_store_ends_it_and_says_which_lines_are_in(tmp_path: Path) -> Non
         assert pushed
         assert result.stderr.startswith(
             f"cbq-exporter: {pushed:,} callbacks enqueued, up to the line before {pushed + 1:,}; "
-            f"lines {pushed + 1:,} to {pushed + 1000:,} may or may not have been, later ones were not: Redis at unix://"
+            f"lines {pushed + 1:,} to {pushed + 1000:,} were not, later ones were not: Redis at unix://"
         )
         assert "maxmemory" in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_what_was_not_answered_is_in_doubt(cli: Cli) -> None:
+    with FaultProxy(cli.server.socket) as proxy:
+        proxy.plan(Fault(Action.DROP_REPLY, containing=b"xxx"))
+        cli.config_file.write_text(cli.config_file.read_text().replace(cli.server.url, proxy.url))
+        result = cli("enqueue", stdin=b"\n".join([item(n) for n in range(999)] + [item(1, pad="x" * 5_000_000)] * 2))
+    assert result.exit_code == 4
+    assert "999 callbacks enqueued, up to the line before 1,000; line 1,000 may or may not" in result.stderr
+    assert len(cli.pending()) == 1000
 
 
 def test_a_body_that_would_be_empty_is_told(cli: Cli) -> None:
