@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import select
 import sys
@@ -285,6 +286,7 @@ def good_lines(source: IO[bytes], bad: BadLines, *, stamp: bool = False) -> Iter
 
     Empty lines are passed over.
     """
+    from cbq_exporter.delivery.url import parse
     from cbq_exporter.item import ItemError, read, value
 
     for found in _lines(source):
@@ -296,6 +298,8 @@ def good_lines(source: IO[bytes], bad: BadLines, *, stamp: bool = False) -> Iter
             bad.add(number, f"longer than {output.size(MAX_LINE)}")
             continue
         payload = line.removesuffix(b"\r")
+        if number == 1:
+            payload = payload.removeprefix(codecs.BOM_UTF8)  # of the file, where Windows has written it
         if not payload.strip():
             continue
         try:
@@ -303,8 +307,14 @@ def good_lines(source: IO[bytes], bad: BadLines, *, stamp: bool = False) -> Iter
         except ItemError as error:
             bad.add(number, str(error))
             continue
-        if not isinstance(value(top, "url"), str):
+        url = value(top, "url")
+        if not isinstance(url, str):
             bad.add(number, "no url, or one that is no string")
+            continue
+        try:
+            parse(url)
+        except ValueError as error:
+            bad.add(number, str(error))
             continue
         if stamp and "_queued_at" not in top:
             payload = payload.rstrip()[:-1] + b',"_queued_at":%.6f}' % time.time()

@@ -83,7 +83,14 @@ def test_lines_are_pushed_byte_for_byte_in_order(cli: Cli) -> None:
 
 
 def test_a_bad_line_is_named_and_skipped(cli: Cli) -> None:
-    bad = [b"not json", b"[1]", b'{"url": 5}', b'{"data": {}}', b'{"url":"http://h/","x":"\xff"}']
+    bad = [
+        b"not json",
+        b"[1]",
+        b'{"url": 5}',
+        b'{"data": {}}',
+        b'{"url":"http://h/","x":"\xff"}',
+        b'{"url":"ftp://h/"}',
+    ]
     result = cli("enqueue", stdin=b"\n".join([item(1), *bad, item(2)]))
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
@@ -92,9 +99,15 @@ def test_a_bad_line_is_named_and_skipped(cli: Cli) -> None:
         "line 4: no url, or one that is no string",
         "line 5: no url, or one that is no string",
         "line 6: not UTF-8 at byte 24",
+        "line 7: the URL's scheme is 'ftp'; only http and https are sent to",
         "enqueued 2 callbacks in callbacks",
-        "5 bad lines skipped",
+        "6 bad lines skipped",
     ]
+    assert cli.pending() == [item(1), item(2)]
+
+
+def test_a_file_from_windows(cli: Cli) -> None:
+    assert cli("enqueue", "--strict", stdin=b"\xef\xbb\xbf" + item(1) + b"\r\n" + item(2) + b"\r\n").exit_code == 0
     assert cli.pending() == [item(1), item(2)]
 
 
