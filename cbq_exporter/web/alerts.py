@@ -30,10 +30,10 @@ from cbq_exporter.web.status import text
 
 PATH = "/api/v1/alerts"
 
-# An alert has 1 to 2 KiB as Alertmanager sends it. A group of more is a storm, out of which nothing should be done
-# by itself; max_alerts of Alertmanager keeps its first ones.
-MOST_BODY = 1024 * 1024  # bytes
+# A group of more is a storm, out of which nothing should be done by itself; max_alerts of Alertmanager keeps its first
+# ones. An alert has 1 to 2 KiB as Alertmanager sends it, with the annotations of the shipped rules.
 MOST_ALERTS = 1000
+MOST_BODY = MOST_ALERTS * 4 * 1024  # bytes
 
 _MOST_DETAIL = 300  # characters
 

@@ -75,7 +75,7 @@ MEANINGS: Mapping[Code, tuple[int, str]] = {
         409,
         "The request with this key is under way, or its outcome is unknown: look at the audit before trying another.",
     ),
-    Code.TOO_LARGE: (413, "The body is larger than 64 KiB; of alerts, than 1 MiB or 1,000 of them."),
+    Code.TOO_LARGE: (413, "The body is larger than 64 KiB; of alerts, than 4,000 KiB or 1,000 of them."),
     Code.CONTENT_TYPE: (415, "The body must be `application/json`, not compressed."),
     Code.INVALID_BODY: (422, "The body is not what is needed; `field` names the member that is wrong."),
     Code.INVALID_KEY: (422, "`Idempotency-Key` must be there once at most, with 1 to 200 printable characters."),
