@@ -144,7 +144,9 @@ class Application:
             log.info(hint)
         self._schedule.every(_PROBE, _PROBE_EVERY, self._store.reader.probe)
         self._schedule.every("measure", MEASURE_EVERY, Measurer(self._store.reader).run_once)
-        self._attendants.start([self._attendant(queue, self.config, self._store) for queue in self.config.queues])
+        self._attendants.start(
+            [self._attendant(queue, self.config, self._store, operations) for queue in self.config.queues]
+        )
         self._schedule.start()
         self._loops.add("the scheduler's watchdog", watch(self._schedule))
         self._loops.add("reloading", self._reloader.run())
@@ -168,7 +170,8 @@ class Application:
     def _audit(self, store: Store) -> Audit:
         return Audit(store, count=self.instruments.operation_ended)
 
-    def _attendant(self, queue: QueueConfig, config: Config, store: Store) -> Attendant:
+    def _attendant(self, queue: QueueConfig, config: Config, store: Store, operations: Operations) -> Attendant:
+        """``operations`` are of all queues: with some of its own for each, their number would count squared."""
         instruments = self.instruments.queue(queue.name)
         if queue.mode is Mode.DISPATCH:
             for known in config.destinations:  # at zero, so that the first failure is an increase
@@ -180,7 +183,7 @@ class Application:
                 store,
                 instruments,
                 self._audit(store),
-                self._operations(config, store),
+                operations,
                 self._schedule,
                 self._clock,
                 open_files.idle_connections(queue, config, self._open_files),
@@ -224,11 +227,11 @@ class Application:
         if not self._started or self._store is None:
             raise CbqError("the daemon is starting: try again in a moment")
         store = self._store.with_queues(config)
-        new = self._successors(config, changes, store)
+        operations = self._operations(config, store)
+        new = self._successors(config, changes, store, operations)
         # Whatever depends on the configuration is told of it here.
         self.config, self._store = config, store
         store.read_queues(config)
-        operations = self._operations(config, store)
         if self._api is not None:
             self._api.reconfigure(config, operations, _answers(store))
         if self._alerting is not None:
@@ -241,11 +244,11 @@ class Application:
     def _other_files(self) -> list[str]:
         return [attendant.name for attendant in self._attendants if attendant.files_have_changed()]
 
-    def _successors(self, config: Config, changes: Changes, store: Store) -> list[Attendant]:
+    def _successors(self, config: Config, changes: Changes, store: Store, operations: Operations) -> list[Attendant]:
         """Those of the queues that are new or changed, not started yet."""
         try:
             return [
-                self._attendant(queue, config, store)
+                self._attendant(queue, config, store, operations)
                 for queue in config.queues
                 if queue.name in changes.added or queue.name in changes.changed
             ]

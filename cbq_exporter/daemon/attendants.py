@@ -39,16 +39,19 @@ class Attendants:
         seconds. Raises CbqError where one could not be started: the others are.
         """
         new = {attendant.name: attendant for attendant in attendants}
-        leaving = [self._all[name] for name in (*changes.changed, *changes.removed)]
+        users = _users(self._all[name] for name in (*changes.changed, *changes.removed))
+        followed = {keys_of(one.config).lock for one in new.values() if one.config.mode is Mode.DISPATCH}
 
         async def close(old: Attendant) -> None:
             try:
-                await old.close(grace, hand_over=_is_followed(old, new.values()))
+                await old.close(grace, hand_over=keys_of(old.config).lock in followed)
             except Exception:
                 log.exception("a queue could not be closed in order", extra={"queue": old.name})
 
         async def follow(attendant: Attendant) -> None:
-            await asyncio.gather(*(close(old) for old in leaving if _meet(old, attendant)))
+            # They must not work at the same time: a queue may have got the keys of another one.
+            met = {old for one in _names_and_keys(attendant) for old in users.get(one, ())}
+            await asyncio.gather(*(close(old) for old in met))
             if self._stopping:
                 await attendant.decline()
                 return
@@ -94,13 +97,16 @@ class Attendants:
                 log.error("a queue could not be closed in order", exc_info=result)
 
 
-def _meet(old: Attendant, new: Attendant) -> bool:
-    """Whether they must not work at the same time: a queue may have got the keys of another one."""
-    keys = set(keys_of(old.config).all())
-    return old.name == new.name or not keys.isdisjoint(keys_of(new.config).all())
+def _users(attendants: Iterable[Attendant]) -> dict[tuple[str, str], list[Attendant]]:
+    """By what of ``_names_and_keys`` they use."""
+    users: dict[tuple[str, str], list[Attendant]] = {}
+    for attendant in attendants:
+        for one in _names_and_keys(attendant):
+            users.setdefault(one, []).append(attendant)
+    return users
 
 
-def _is_followed(old: Attendant, new: Iterable[Attendant]) -> bool:
-    """Whether one of ``new`` goes on with the same send lock."""
-    lock = keys_of(old.config).lock
-    return any(one.config.mode is Mode.DISPATCH and keys_of(one.config).lock == lock for one in new)
+def _names_and_keys(attendant: Attendant) -> set[tuple[str, str]]:
+    """What is for one attendant at a time."""
+    keys = keys_of(attendant.config).all()
+    return {("name", attendant.name), *(("key", key) for key in keys)}
