@@ -155,7 +155,7 @@ class RecoveryConfig(Section):
     stuck_after: Annotated[float, kinds.duration(0.1, 30 * DAY)] = Field(
         5 * MINUTE,
         description="How long one must have been seen in processing. Longer than delivery.timeout, "
-        "and than the other workers' own retries (about 2m).",
+        "and than another worker takes for a batch, with its retries (about 2m).",
     )
     max_recoveries: Annotated[int, kinds.whole(0, 1000)] = Field(
         3, description="One that got stuck more often than this goes to the dead letters."
@@ -167,7 +167,9 @@ class StaleLockConfig(Section):
 
     auto: Annotated[bool, kinds.flag()] = Field(True, description="true releases such a lock. false only reports it.")
     no_ttl_after: Annotated[float, kinds.duration(0.1, 30 * DAY)] = Field(
-        MINUTE, description="A lock without expiry is stale when it has not changed for this long."
+        MINUTE,
+        description="A lock without expiry is stale when it has not changed for this long. "
+        "Longer than another worker holds one.",
     )
     max_ttl: Annotated[float, kinds.duration(SECOND, 30 * DAY)] = Field(
         10 * MINUTE, description="A TTL beyond this is treated like none. Longer than lock.ttl."
