@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -39,12 +40,35 @@ def callback_enqueue(
     task_id = str(fields.pop("task_id", None) or uuid.uuid4())
     callbacks = _client(queue)
     payload = callbacks.write(url, data, task_id=task_id, **fields)
-    push = partial(callbacks.push, [payload])
     if on_commit:
-        transaction.on_commit(push, using=using)
+        _push_on_commit(callbacks, payload, using)
     else:
-        push()
+        callbacks.push([payload])
     return task_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Push:
+    callbacks: CallbackQueue
+    payloads: list[bytes]
+
+    def __call__(self) -> None:
+        self.callbacks.push(self.payloads)
+
+
+def _push_on_commit(callbacks: CallbackQueue, payload: bytes, using: str | None) -> None:
+    """With those that the same transaction, or the same savepoint of it, has sent before, in one push.
+
+    Of functions of their own Django would call none after the first that fails, and nobody would be told of the rest.
+    """
+    connection = transaction.get_connection(using)
+    for savepoints, push, *_ in reversed(connection.run_on_commit):
+        if isinstance(push, _Push):  # the last one: an earlier one would change the order
+            if push.callbacks is callbacks and savepoints == set(connection.savepoint_ids):
+                push.payloads.append(payload)
+                return
+            break
+    transaction.on_commit(_Push(callbacks, [payload]), using=using)
 
 
 async def acallback_enqueue(url: str, data: Any, *, queue: str | None = None, **fields: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -52,6 +53,29 @@ def test_when_the_transaction_commits(redis: Server) -> None:
         callback_enqueue("example.com", 3, on_commit=True)
     callback_enqueue(URL, 4, on_commit=True, using="default")
     assert [item["data"] for item in items(redis)] == [1, 4]
+
+
+def test_all_of_a_transaction_go_together_or_are_told_together(redis: Server) -> None:
+    def several() -> None:
+        with transaction.atomic():
+            callback_enqueue(URL, 1, on_commit=True)
+            transaction.on_commit(lambda: None)
+            callback_enqueue(URL, 2, on_commit=True)
+            with suppress(KeyError), transaction.atomic():
+                callback_enqueue(URL, "no", on_commit=True)
+                raise KeyError
+            callback_enqueue(URL, 3, on_commit=True)
+
+    several()
+    with transaction.atomic():
+        callback_enqueue(URL, 4, on_commit=True)
+        with transaction.atomic():
+            callback_enqueue(URL, 5, on_commit=True)
+        callback_enqueue(URL, 6, on_commit=True)
+    assert [item["data"] for item in items(redis)] == [1, 2, 3, 4, 5, 6]
+    with override_settings(CACHES=caches("unix:///nowhere/s.sock")), pytest.raises(EnqueueError) as told:
+        several()
+    assert [json.loads(item)["data"] for item in told.value.not_enqueued] == [1, 2, 3]
 
 
 def test_in_an_event_loop(redis: Server) -> None:
