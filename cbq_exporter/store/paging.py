@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from cbq_exporter.store.connections import Connections
 
-_FIRST_PAGE = 16  # payloads: how large they are is not known yet
+FIRST_PAGE = 2  # payloads: how large they are is not known yet
 _PAGE_BYTES = 1024 * 1024  # of payloads that are read at once, about
 _PAGE_ITEMS = 2000
 
@@ -32,6 +32,16 @@ def batches(values: Sequence[T], size_of: Callable[[T], int], *, most: int, most
         yield values[first:]
 
 
+def size_after(size: int, page: Sequence[bytes]) -> int:
+    """How many to ask for after ``page``, for which ``size`` were asked: more and more, as far as they are as small as
+    these.
+    """
+    if not page:
+        return size
+    mean = max(1, sum(map(len, page)) // len(page))
+    return max(1, min(_PAGE_BYTES // mean, size * 4))
+
+
 async def from_the_tail(
     connections: Connections, key: str, most: int | None = None
 ) -> AsyncIterator[tuple[int, list[bytes]]]:
@@ -43,12 +53,10 @@ async def from_the_tail(
     end = await connections.read("LLEN", key)
     if most is not None:
         end = min(end, most)
-    size = _FIRST_PAGE
+    size = FIRST_PAGE
     while end > 0:
         start = max(0, end - size)
         page = await connections.read("LRANGE", key, start, end - 1)
         yield start, page
         end = start
-        if page:
-            mean = max(1, sum(map(len, page)) // len(page))
-            size = max(1, min(_PAGE_ITEMS, _PAGE_BYTES // mean, size * 4))
+        size = min(_PAGE_ITEMS, size_after(size, page))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
-from cbq_exporter.store.paging import chunks
+from cbq_exporter.store.paging import FIRST_PAGE, chunks, size_after
 
 _MOST_ITEMS = 500  # entries, in one script
 _PAGES = 100  # in one sweep
@@ -37,17 +37,19 @@ class Sweeper:
         entries = counts[0] + counts[1]
         swept = 0
         # Records first: they are small, and as a rule there is one for each payload.
-        for key, count, page_size in ((k.records, counts[2], 500), (k.payloads, counts[3], 16)):
+        for key, count in ((k.records, counts[2]), (k.payloads, counts[3])):
             if count - swept > entries:
-                swept += await self._sweep_hash(key, page_size)
+                swept += await self._sweep_hash(key)
         return swept
 
-    async def _sweep_hash(self, key: str, page_size: int) -> int:
+    async def _sweep_hash(self, key: str) -> int:
         k = self._keys
-        swept = 0
+        swept, size = 0, FIRST_PAGE
         for _ in range(_PAGES):
-            cursor, fields = await self._connections.read("HSCAN", key, self._kept_swept_to[key], "COUNT", page_size)
+            # Only a whole page tells how large it is: Redis before version 7.4 gives no names without their values.
+            cursor, fields = await self._connections.read("HSCAN", key, self._kept_swept_to[key], "COUNT", size)
             self._kept_swept_to[key] = int(cursor)
+            size = min(_MOST_ITEMS, size_after(size, fields[1::2]))
             for chunk in chunks(fields[::2], _MOST_ITEMS):
                 swept += await self._connections.run_named("sweep", [k.retry, k.dead, k.records, k.payloads], chunk)
             if self._kept_swept_to[key] == 0:

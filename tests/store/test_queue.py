@@ -551,6 +551,16 @@ def test_a_dead_letter_that_is_sent_again_has_a_clean_record(q: DrivenQueue) -> 
     assert not q.redis.exists(q.keys.dead, q.keys.records, q.keys.payloads)
 
 
+def test_a_dead_letter_is_not_hashed_where_no_memory_could_be_of_it(q: DrivenQueue) -> None:
+    """The hash of 8 MiB took longer than all the rest of it."""
+    q.redis.rpush(q.keys.pending, *(callback(n) for n in range(20)))
+    q.settle(REJECTED, *q.claim().items)
+    ids = q.do(q.queue.dead.ids(offset=0, count=20))
+    q.redis.config_resetstat()
+    assert q.do(q.queue.dead.retry(ids)) == len(ids)
+    assert q.redis.info("commandstats")["cmdstat_hdel"]["calls"] == 2 * len(ids)
+
+
 def test_what_waits_in_retry_is_made_due_in_its_order(q: DrivenQueue) -> None:
     q.redis.rpush(q.keys.pending, *(callback(n) for n in range(1200)))
     for _ in range(3):
@@ -597,6 +607,31 @@ def test_what_is_kept_for_no_callback_is_swept(q: DrivenQueue, deleted: str) -> 
     assert sorted(q.redis.hkeys(q.keys.payloads)) == sorted(q.redis.zrange(q.keys.dead, 0, -1))
     assert len(q.kept(q.keys.dead)) == 100
     assert None not in q.kept(q.keys.dead)
+
+
+def test_of_large_payloads_only_a_few_are_read_at_once(q: DrivenQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any is read, nobody knows that they are large: sixteen of 8 MiB were 128 MiB in one answer."""
+    megabyte, largest = 1024 * 1024, 0
+    read = q.connections.read
+
+    async def weighing(*command: Any) -> Any:
+        nonlocal largest
+        answer = await read(*command)
+        payloads = {"HSCAN": lambda: answer[1], "LRANGE": lambda: answer}.get(command[0], list)()
+        largest = max(largest, sum(map(len, payloads)))
+        return answer
+
+    monkeypatch.setattr(q.connections, "read", weighing)
+    q.redis.rpush(q.keys.pending, *(callback(n, megabyte) for n in range(40)))
+    assert len(q.claim_all()) == 40
+    q.let_leases_run_out()
+    assert q.do(q.expired.recover(3)).returned == 40
+    assert megabyte < largest < 4 * megabyte
+    q.settle(REJECTED, *q.claim_all())
+    q.redis.delete(q.keys.dead, q.keys.records)
+    largest = 0
+    assert sum(q.do(q.sweeper.sweep_kept()) for _ in range(3)) == 40
+    assert megabyte < largest < 12 * megabyte  # that is one bucket of the hash, or two
 
 
 def test_the_memory_of_returned_callbacks_is_forgotten_by_age(q: DrivenQueue) -> None:

@@ -9,7 +9,7 @@ local budget = tonumber(ARGV[1])
 -- A foreign type at one of the keys ends the script here, before anything is written.
 redis.call('LLEN', pending)
 redis.call('HLEN', records)
-redis.call('HLEN', returned)
+local remembered = redis.call('HLEN', returned) > 0
 
 local looked, moved, bytes = 0, 0, 0
 for i = 2, #ARGV do
@@ -20,7 +20,7 @@ for i = 2, #ARGV do
     local payload = redis.call('HGET', payloads, id)
     if payload then
       redis.call('RPUSH', pending, payload)
-      redis.call('HDEL', returned, redis.sha1hex(payload))
+      if remembered then redis.call('HDEL', returned, redis.sha1hex(payload)) end
       redis.call('ZREM', dead, id)
       redis.call('HDEL', payloads, id)
       redis.call('HDEL', records, id)
