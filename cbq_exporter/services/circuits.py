@@ -149,7 +149,7 @@ class Circuits:
         now = self._clock.monotonic()
         if not self._unwell or self._unsaved or now - self._looked < _LOOK:
             return
-        kept = await self._breakers.current()
+        kept = await self._breakers.among(self._unwell)
         self._looked = now
         for name, circuit in list(self._unwell.items()):
             if name not in kept and name not in self._unsaved:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cbq_exporter.store.connections import Connections
 from cbq_exporter.store.keys import QueueKeys
+from cbq_exporter.store.paging import chunks
 from cbq_exporter.store.times import epoch_ms, ms
 
 MOST = 10_000  # circuits of one queue
+_PAGE = 500  # of them, in one command: nobody else is served meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,27 @@ class Breakers:
         self._lock_value = lock_value
 
     async def current(self) -> Mapping[str, Breaker]:
-        """By destination. Those that are closed are not among them."""
-        time, answer = await self._connections.read_all([("TIME",), ("HGETALL", self._keys.breakers)])
-        now_ms = epoch_ms(time)
-        found = {}
-        for name, text in zip(answer[::2], answer[1::2], strict=True):
-            breaker = _read(text, now_ms)
-            if breaker is not None:
-                found[name.decode("utf-8", "replace")] = breaker
+        """By destination, about MOST of them. Those that are closed are not among them."""
+        found: dict[str, Breaker] = {}
+        cursor = 0
+        while True:
+            page = ("HSCAN", self._keys.breakers, cursor, "COUNT", _PAGE)
+            time, (next_cursor, fields) = await self._connections.read_all([("TIME",), page])
+            found.update(_known(fields[::2], fields[1::2], epoch_ms(time)))
+            cursor = int(next_cursor)
+            if cursor == 0 or len(found) >= MOST:
+                return found
+
+    async def among(self, destinations: Collection[str]) -> Mapping[str, Breaker]:
+        """Those of ``destinations`` whose circuit is not closed."""
+        names = [name.encode("utf-8", "replace") for name in destinations]
+        pages = list(chunks(names, _PAGE))
+        time, *answers = await self._connections.read_all(
+            [("TIME",), *(("HMGET", self._keys.breakers, *page) for page in pages)]
+        )
+        found: dict[str, Breaker] = {}
+        for page, texts in zip(pages, answers, strict=True):
+            found.update(_known(page, texts, epoch_ms(time)))
         return found
 
     async def keep(self, destination: str, phase: str, left: float, openings: int) -> bool:
@@ -54,6 +69,13 @@ class Breakers:
     async def close(self, destination: str) -> bool:
         """False where it was closed."""
         return bool(await self._connections.run_named("breaker_close", [self._keys.breakers], [destination]))
+
+
+def _known(names: Sequence[bytes], texts: Sequence[bytes | None], now_ms: float) -> Iterator[tuple[str, Breaker]]:
+    for name, text in zip(names, texts, strict=True):
+        breaker = None if text is None else _read(text, now_ms)
+        if breaker is not None:
+            yield name.decode("utf-8", "replace"), breaker
 
 
 def _read(text: bytes, now_ms: float) -> Breaker | None:

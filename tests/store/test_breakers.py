@@ -53,6 +53,26 @@ def test_circuits_are_kept_by_the_holder_of_the_lock_and_by_nobody_else(each_ser
     run(each_server, work)
 
 
+def test_many_circuits_are_read_in_pages_and_a_few_without_the_others(each_server: Server) -> None:
+    client: Any = each_server.client
+    client.hset(KEYS.breakers, mapping={f"h{n}.example": "open 1895000000000 1 1795000000000" for n in range(25_000)})
+
+    async def work(connections: Connections) -> None:
+        breakers = Breakers(connections, KEYS)
+        client.config_resetstat()
+        assert 10_000 <= len(await breakers.current()) < 11_000
+        stats = client.info("commandstats")
+        assert "cmdstat_hgetall" not in stats
+        assert stats["cmdstat_hscan"]["calls"] <= 25
+        client.config_resetstat()
+        asked = [f"h{n}.example" for n in range(24_000, 25_200)]
+        assert set(await breakers.among(asked)) == set(asked[:1000])
+        assert client.info("commandstats")["cmdstat_hmget"]["calls"] == 3
+        assert await breakers.among([]) == {}
+
+    run(each_server, work)
+
+
 def test_what_waits_for_its_destination_is_told_from_all_else(each_server: Server) -> None:
     client: Any = each_server.client
     names = ["a.example", 'strange "name" \\ é\n', "b.example"]

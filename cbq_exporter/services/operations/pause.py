@@ -49,7 +49,9 @@ async def plan_resume(parts: Parts, operation: Resume) -> Plan:
     what = _what(parts, operation)
     state = f"{parts.config.name} holds {by_state(contents.counts)}"
     since = _since(paused, operation.destination, contents.now_ms / 1000)
-    failing = None if operation.destination is None else (await parts.breakers.current()).get(operation.destination)
+    failing = None
+    if operation.destination is not None:
+        failing = (await parts.breakers.among([operation.destination])).get(operation.destination)
     if since is None and failing is not None:
         how_long = age(contents.now_ms / 1000 - failing.since)
         effect = f"{what} is left alone because it fails, for {how_long}; send to it again{_GOES_OUT}"
