@@ -10,6 +10,7 @@ sent or was refused.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cbq_exporter.config import redis_url
-from cbq_exporter.errors import EnqueueError
+from cbq_exporter.errors import EnqueueError, StoreUnavailable
 from cbq_exporter.store.connections import MAY_HAVE_MOVED, translate
 from cbq_exporter.store.keys import STATS_TTL, QueueKeys
 from cbq_exporter.store.paging import batches
@@ -45,7 +46,8 @@ class Producer:
         self._keys = keys
         self._shown_as = redis_url.redacted(url)
         # Asked only for connections: the driver's client would decide when to send again.
-        self._pool: Any = BlockingConnectionPool.from_url(url, **_options(timeout), retry=Retry(NoBackoff(), 0))
+        options = _options(timeout) | ({"redis_connect_func": _greet} if url.startswith("rediss:") else {})
+        self._pool: Any = BlockingConnectionPool.from_url(url, **options, retry=Retry(NoBackoff(), 0))
 
     def push(self, payloads: Sequence[bytes]) -> None:
         for batch in _batches(payloads):
@@ -64,7 +66,7 @@ class Producer:
                 finally:
                     self._pool.release(connection)
             except (driver.RedisError, OSError) as error:
-                raise batch.failed(error, self._shown_as, in_doubt=sent) from error
+                raise batch.failed(error, self._shown_as, sent=sent) from error
             if refused is not None:
                 raise refused
 
@@ -100,7 +102,7 @@ class AsyncProducer:
                 finally:
                     await pool.release(connection)
             except (driver.RedisError, OSError) as error:
-                raise batch.failed(error, self._shown_as, in_doubt=sent) from error
+                raise batch.failed(error, self._shown_as, sent=sent) from error
             if refused is not None:
                 raise refused
 
@@ -143,9 +145,12 @@ class _Batch:
     before: int
     after: Sequence[bytes]
 
-    def failed(self, error: Exception, shown_as: str, *, in_doubt: bool) -> EnqueueError:
-        """``in_doubt``: they may be in the queue all the same."""
+    def failed(self, error: Exception, shown_as: str, *, sent: bool) -> EnqueueError:
+        """What was sent may be in the queue all the same, unless the server says that it does nothing for us: some of
+        what it says so with, such as LOADING, the driver takes for the end of the connection.
+        """
         ours = translate(error, shown_as, _SETTING)
+        in_doubt = sent and not (isinstance(ours, StoreUnavailable) and not ours.unanswered)
         these = tuple(self.payloads)
         return EnqueueError(
             str(ours),
@@ -163,7 +168,7 @@ class _Batch:
         error = answers[0]
         if not isinstance(error, Exception):
             return None
-        failed = self.failed(error, shown_as, in_doubt=False)
+        failed = self.failed(error, shown_as, sent=False)
         failed.__cause__ = error
         return failed
 
@@ -186,6 +191,16 @@ def _commands(keys: QueueKeys, payloads: Sequence[bytes]) -> list[bytes]:
         ("EXPIRE", keys.stats_queued, STATS_TTL),
     )
     return [b"".join([_pack(command) for command in commands])]  # one piece: the driver sends each by itself
+
+
+def _greet(connection: Any) -> None:
+    """A round trip on a new connection with TLS, whatever the answer: so that the tickets that the server sends first
+    are read. The driver takes them for an answer that nobody asked for, and the connection for one that is not ready.
+    """
+    connection.on_connect()
+    connection.send_command("SELECT", connection.db, check_health=False)
+    with contextlib.suppress(driver.ResponseError):
+        connection.read_response()
 
 
 def _may_have_moved(refused: EnqueueError | None) -> bool:

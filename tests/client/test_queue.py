@@ -8,10 +8,12 @@ import json
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from cbq_exporter.client import CallbackQueue, EnqueueError, InvalidCallback
 from tests.support.daemons import Daemon, queue, until
 from tests.support.fault_proxy import Action, Direction, Fault, FaultProxy
 from tests.support.queues import ExistingWorker
-from tests.support.receiver import Receiver
+from tests.support.receiver import Receiver, self_signed
 from tests.support.servers import Server
 
 URL = "https://example.com/callback"
@@ -274,6 +276,29 @@ def test_who_has_become_a_replica_is_left_for_where_its_name_leads_now(server: S
 
     with Server(server.kind) as old, FaultProxy(old.socket) as name, CallbackQueue(name.url) as callbacks:
         asyncio.run(scenario(old, name, callbacks))
+
+
+def test_what_is_refused_for_want_of_a_login_is_not_in_doubt(push: Push) -> None:
+    with Server("redis") as server, CallbackQueue(server.url) as callbacks:
+        server.client.config_set("requirepass", "secret")
+        payload = callbacks.write(URL, 1)
+        with pytest.raises(EnqueueError, match="refuses the login") as told:
+            push(callbacks, [payload])
+    assert (told.value.kind, told.value.in_doubt, told.value.not_enqueued) == ("auth", (), (payload,))
+
+
+def test_with_tls(tmp_path: Path, push: Push) -> None:
+    """Also where nothing has to be asked before the first callback: no password, the first database."""
+    _, certificate = self_signed(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    files = ["--tls-cert-file", str(certificate), "--tls-key-file", str(tmp_path / "key.pem")]
+    options = ["--bind", "127.0.0.1", "--tls-port", str(port), "--tls-auth-clients", "no", *files]
+    with Server("redis", *options) as server:
+        for _ in range(30):
+            with CallbackQueue(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}") as callbacks:
+                push(callbacks, [callbacks.write(URL, 1)])
+        assert len(items(server)) == 30
 
 
 class TimeIsUp(Exception):
