@@ -7,12 +7,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from cbq_exporter.client import writing
-from cbq_exporter.config import redis_url
+from cbq_exporter.config import kinds, redis_url
 from cbq_exporter.errors import InvalidCallback
 from cbq_exporter.store.keys import QueueKeys
 from cbq_exporter.store.producing import AsyncProducer, Producer
 
 TIMEOUT = 2.0  # seconds
+MOST_TIMEOUT = 3600.0
 
 
 class CallbackQueue:
@@ -37,9 +38,14 @@ class CallbackQueue:
         max_bytes: int = writing.MAX_BYTES,
         default: Callable[[Any], Any] | None = None,
     ) -> None:
-        trouble = redis_url.trouble(url)
+        given: object = url  # None, where it is read from an environment that does not have it
+        trouble = redis_url.trouble(url) if isinstance(given, str) else f"must be a string, not {type(given).__name__}"
         if trouble is not None:
             raise ValueError(f"the URL of Redis: {trouble}")
+        for name, key in (("prefix", prefix), ("pending", pending or prefix), ("stats", stats or prefix)):
+            _check(name, key)
+        if not 0 < timeout <= MOST_TIMEOUT:
+            raise ValueError(f"timeout must be more than 0 and at most {MOST_TIMEOUT:g} seconds")
         keys = QueueKeys.of(prefix, pending=pending, stats=stats)
         self._max_bytes = max_bytes
         self._default = default
@@ -114,3 +120,11 @@ class CallbackQueue:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _check(name: str, key: str) -> None:
+    """By the rule of the configuration: the daemon would never look at another one."""
+    try:
+        kinds.key_name().read(key, written=False)
+    except kinds.Wrong as wrong:
+        raise ValueError(f"{name} {wrong}") from None

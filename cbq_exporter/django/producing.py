@@ -37,7 +37,8 @@ def callback_enqueue(
     What is wrong with the callback is raised here in any case (InvalidCallback). That Redis cannot be used is raised
     where the callback is sent (EnqueueError): with ``on_commit`` at the end of the transaction, which stands then.
     """
-    task_id = str(fields.pop("task_id", None) or uuid.uuid4())
+    given = fields.pop("task_id", None)
+    task_id = str(uuid.uuid4() if given in (None, "") else given)
     callbacks = _client(queue)
     payload = callbacks.write(url, data, task_id=task_id, **fields)
     if on_commit:

@@ -161,6 +161,23 @@ def test_a_url_that_is_none_is_refused_without_quoting_it() -> None:
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"url": None}, "the URL of Redis: must be a string, not NoneType"),
+        ({"prefix": ""}, "prefix must be 1 to 200 printable"),
+        ({"pending": "a b"}, "pending must be"),
+        ({"stats": "a\n"}, "stats must be"),
+        ({"timeout": 0}, "timeout must be more than 0"),
+        ({"timeout": float("inf")}, "timeout must be"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_it_is_made(wrong: dict[str, Any], why: str) -> None:
+    """As an environment without the variable that is meant gives it: an empty prefix would be a queue of its own."""
+    with pytest.raises(ValueError, match=why):
+        CallbackQueue(**wrong)
+
+
 # --- what the caller is told ---------------------------------------------------------------------
 
 

@@ -37,7 +37,8 @@ def test_at_once(redis: Server) -> None:
     assert (item["url"], item["task_id"], item["prompt"], item["extra"]) == (URL, task_id, "p", str(uuid.UUID(int=1)))
     assert item["data"] == {"on": "2026-01-02", "at": "2026-01-02T00:00:00Z", "price": "1.50", "text": "Home"}
     assert callback_enqueue(URL, None, task_id="mine") == "mine"
-    assert redis.client.get("callback_queue:stats:queued") == b"2"
+    assert callback_enqueue(URL, None, task_id=0) == "0"
+    assert redis.client.get("callback_queue:stats:queued") == b"3"
 
 
 def test_when_the_transaction_commits(redis: Server) -> None:
