@@ -327,6 +327,22 @@ def test_a_reset_takes_the_places_along_and_an_undo_brings_them_back(q: DrivenQu
     assert sum(q.everywhere.values()) == order(q) == 0
 
 
+def test_an_undo_enters_no_more_places_at_once_than_fit_in_a_moment(q: DrivenQueue) -> None:
+    """500 in one script held the server up for twice as long as is allowed."""
+    push(q, *(item(f"b{n}", n) for n in range(700)))
+    while items := claim(q, 200).items:
+        q.settle(RETRY_LATER, *items)
+    trash = Trash(q.connections, q.keys)
+    trash_id = q.do(trash.move(3600.0, round(time.time() * 1000), {}))
+    assert trash_id is not None
+
+    async def put_back() -> list[int]:
+        return [part async for part in trash.put_back(trash_id)]
+
+    parts = q.do(put_back())
+    assert (sum(parts), max(parts) <= 250, order(q)) == (700, True, 700)
+
+
 def test_nothing_of_it_is_left_without_it(q: DrivenQueue) -> None:
     push(q, item("a", 1), item("a", 2))
     one, two = q.claim().items
