@@ -41,9 +41,11 @@ Line = tuple[int, bytes]
 @options.config
 @options.queue
 @click.option("--url", help="Where to send one callback.")
-@click.option("--data", metavar="JSON|@FILE", help="Its data: JSON, or @ and the name of a file with JSON.")
+@click.option(
+    "--data", metavar="JSON|@FILE", help="Its data: JSON, or @ and the name of a file with it, @- for standard input."
+)
 @click.option("--task-id", help="Its task_id. Without it: a new one.")
-@click.option("--status", default="success", show_default=True, help="Its status.")
+@click.option("--status", help="Its status. Without it: success.")
 @click.option("--prompt", help="Its prompt.")
 @click.option("--stamp", is_flag=True, help="Add _queued_at to lines that have none.")
 @click.option("--strict", is_flag=True, help="Enqueue nothing if any line is bad.")
@@ -54,7 +56,7 @@ def enqueue(
     url: str | None,
     data: str | None,
     task_id: str | None,
-    status: str,
+    status: str | None,
     prompt: str | None,
     stamp: bool,
     strict: bool,
@@ -68,31 +70,39 @@ def enqueue(
     Or any number from standard input: one JSON object a line, in the wire format, pushed byte for byte. A bad
     line is reported and skipped (exit code 1), or with --strict refuses all of them.
     """
+    given = {"task_id": task_id, "status": status, "prompt": prompt}
+    fields = {name: one for name, one in given.items() if one is not None}
     if url is not None:
-        payload = _from_flags(url, data, task_id, status, prompt)
-        return run(_push_one(config_path, queue_name, payload, url, with_data=data is not None))
-    if data is not None or task_id is not None or prompt is not None:
-        raise UsageError("--data, --task-id and --prompt need --url; callbacks on standard input carry their own")
+        if stamp or strict:
+            raise UsageError("--stamp and --strict are for lines on standard input, not for --url")
+        return run(_push_one(config_path, queue_name, url, data, fields))
+    if data is not None or fields:
+        raise UsageError(
+            "--data, --task-id, --status and --prompt need --url; callbacks on standard input carry their own"
+        )
     if sys.stdin.isatty():
         raise UsageError("nothing to enqueue: give --url, or one JSON object a line on standard input")
     return run(_push_lines(config_path, queue_name, sys.stdin.buffer, stamp=stamp, strict=strict))
 
 
-def _from_flags(url: str, data: str | None, task_id: str | None, status: str, prompt: str | None) -> bytes:
+def _from_flags(url: str, data: object, fields: dict[str, str], max_bytes: int) -> bytes:
     """One item as the existing producers write it, so that existing workers can acknowledge it too."""
     from cbq_exporter.client import writing
-    from cbq_exporter.delivery.url import parse
     from cbq_exporter.errors import InvalidCallback
+
+    try:
+        return writing.write(url, data, fields, max_bytes=max_bytes)
+    except InvalidCallback as error:
+        raise UsageError(f"--data: {error}") from None
+
+
+def _check_url(url: str) -> None:
+    from cbq_exporter.delivery.url import parse
 
     try:
         parse(url)
     except ValueError as error:
         raise UsageError(f"--url: {error}") from None
-    given = {"task_id": task_id, "status": status, "prompt": prompt}
-    try:
-        return writing.write(url, _json_argument(data), {name: one for name, one in given.items() if one is not None})
-    except InvalidCallback as error:
-        raise UsageError(f"--data: {error}") from None
 
 
 def _json_argument(data: str | None) -> object:
@@ -102,7 +112,7 @@ def _json_argument(data: str | None) -> object:
         return {}
     if data.startswith("@"):
         try:
-            text = Path(data[1:]).read_bytes()
+            text = sys.stdin.buffer.read() if data == "@-" else Path(data[1:]).read_bytes()
         except OSError as error:
             raise UsageError(f"--data: {data[1:]}: {error.strerror}") from None
     else:
@@ -116,14 +126,18 @@ def _json_argument(data: str | None) -> object:
 
 
 async def _push_one(
-    config_path: Path | None, queue_name: str | None, payload: bytes, url: str, *, with_data: bool
+    config_path: Path | None, queue_name: str | None, url: str, data: str | None, fields: dict[str, str]
 ) -> int:
-    async with open_desk(config_path, queue_name) as desk, _in_audit(desk) as count:
+    _check_url(url)
+    read = _json_argument(data)
+    async with open_desk(config_path, queue_name) as desk:
+        payload = _from_flags(url, read, fields, desk.queue.delivery.max_request_bytes)
         name = desk.queue.name
-        pending = await desk.store.queues[name].enqueue([payload])
-        count(1)
+        async with _in_audit(desk) as count:
+            pending = await desk.store.queues[name].enqueue([payload])
+            count(1)
     output.say(f"enqueued 1 callback in {name} ({pending:,} pending)")
-    if not with_data and desk.queue.delivery.request.body == "data":
+    if data is None and desk.queue.delivery.request.body == "data":
         output.say("it has no --data: its body is {}")
     refused = _refused_at_sight(url, desk.queue)
     if refused is not None:

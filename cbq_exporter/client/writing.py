@@ -48,6 +48,7 @@ def write(
         raise InvalidCallback(f"it cannot be written as JSON: {error}") from error
     if len(payload) > max_bytes:
         raise InvalidCallback(
-            f"the callback has {len(payload):,} bytes; max_bytes allows {max_bytes:,}: send a link instead of the data"
+            f"the callback has {len(payload):,} bytes, more than the {max_bytes:,} of max_bytes "
+            "(in a configuration: delivery.max_request_bytes): send a link instead of the data"
         )
     return payload

@@ -58,7 +58,9 @@ def test_data_comes_from_a_file_and_a_task_id_is_made(cli: Cli, tmp_path: Path) 
         (["--url", "http://h/", "--data", "{no"], "--data is not JSON: Expecting property name"),
         (["--url", "http://h/", "--data", "@/no/such"], "--data: /no/such: No such file or directory"),
         (["--url", "http://h/", "--data", "[" * 70 + "]" * 70], "--data: nested deeper than 64 levels"),
-        (["--data", "{}"], "--data, --task-id and --prompt need --url"),
+        (["--data", "{}"], "--data, --task-id, --status and --prompt need --url"),
+        (["--status", "failed"], "--data, --task-id, --status and --prompt need --url"),
+        (["--url", "http://h/", "--strict"], "--stamp and --strict are for lines on standard input"),
         (["-q", "other"], "no queue 'other' is configured: there is callbacks"),
     ],
 )
@@ -68,6 +70,17 @@ def test_bad_flags_are_refused_in_one_line(cli: Cli, words: list[str], message: 
     assert result.stderr.startswith(f"cbq-exporter: {message}")
     assert result.stderr.count("\n") == 1
     assert cli.pending() == []
+
+
+def test_how_large_data_may_be_is_a_setting_and_it_may_come_from_standard_input(cli: Cli) -> None:
+    large = json.dumps("x" * 9_000_000).encode()
+    result = cli("enqueue", "--url", "http://h/", "--data", "@-", stdin=large)
+    assert result.exit_code == 2
+    assert "more than the 8,388,608 of max_bytes (in a configuration: delivery.max_request_bytes)" in result.stderr
+    cli.configure("  - {name: callbacks, prefix: q, delivery: {max_request_bytes: 16 MiB}}\n")
+    assert cli("enqueue", "--url", "http://h/", "--data", "@-", stdin=large).exit_code == 0
+    assert len(cli.pending()) == 1
+    assert cli("audit", "-o", "json").stdout.count("enqueue") == 1
 
 
 def test_lines_are_pushed_byte_for_byte_in_order(cli: Cli) -> None:
