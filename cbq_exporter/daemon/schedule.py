@@ -203,6 +203,9 @@ class Schedule:
             delay = await job.action()
             job.failures, job.trouble = 0, None
             job.instruments.last_success.set(self._clock.now())
+        except asyncio.CancelledError:
+            # A stop has waited for it, or its scheduler was thrown away. APScheduler would tell it as an error.
+            log.warning("a task was broken off", extra={"task": job.name})
         except Exception as error:
             job.instruments.failures.inc()
             job.failures += 1

@@ -212,6 +212,27 @@ def test_stopping_waits_for_what_runs_and_starts_nothing_more() -> None:
     asyncio.run(scenario())
 
 
+def test_a_run_that_a_stop_does_not_wait_for_any_longer_is_broken_off_without_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        schedule, _ = make()
+        begun = asyncio.Event()
+
+        async def job() -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        schedule.every("recover", 60.0, job)
+        schedule.start()
+        await begun.wait()
+        await schedule.stop(timeout=0.01)
+
+    asyncio.run(scenario())  # its end cancels what is left
+    told = [(record.levelname, record.message) for record in caplog.records if record.levelno >= logging.WARNING]
+    assert told == [("WARNING", "a task was broken off")]
+
+
 def test_a_job_that_is_removed_ends_its_run_and_makes_room_for_another_of_its_name() -> None:
     async def scenario() -> None:
         schedule, instruments = make()
