@@ -102,11 +102,19 @@ def test_a_lock_that_is_not_the_expected_one_is_left(redis: Server) -> None:
 
 
 def test_what_is_in_processing_goes_back_in_its_order(redis: Server) -> None:
-    filled(redis)
+    filled(redis).delete("callback_queue:lock")
     assert clear_processing_queue() == 3
     pending: Any = redis.client.lrange("callback_queue:pending", 0, -1)
     assert pending == [callback(number) for number in (3, 4, 5, 1, 2)]
     assert asyncio.run(aclear_processing_queue()) == 0
+
+
+def test_while_a_worker_has_the_lock_it_goes_back_behind_the_rest(redis: Server) -> None:
+    filled(redis)
+    assert clear_processing_queue() == 3
+    pending: Any = redis.client.lrange("callback_queue:pending", 0, -1)
+    assert pending[:2] == [callback(1), callback(2)]
+    assert sorted(pending[2:]) == [callback(3), callback(4), callback(5)]
 
 
 def test_a_reset_can_be_undone(redis: Server) -> None:
