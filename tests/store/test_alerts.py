@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,6 +103,33 @@ def test_a_cooldown_holds_for_one_target(scene: Scene) -> None:
     assert scene.admit("a", limits).outcome is AlertOutcome.COOLDOWN  # a failure counts
     scene.redis.pexpire(scene.keys.cooldown_of("t"), 0)
     assert scene.admit("a", limits) == ACCEPTED
+
+
+def test_a_cooldown_that_is_made_shorter_holds_at_once(scene: Scene) -> None:
+    assert scene.admit("a", Limits(cooldown=3600.0, max_per_hour=100)) == ACCEPTED
+    scene.redis.set(scene.keys.cooldown_of("t"), f"a:{int(time.time() * 1000) - 200_000}", keepttl=True)
+    verdict = scene.admit("b", Limits(cooldown=300.0, max_per_hour=100))
+    assert verdict.outcome is AlertOutcome.COOLDOWN
+    assert 90 < (verdict.left or 0) <= 101
+    assert scene.admit("b", Limits(cooldown=100.0, max_per_hour=100)) == ACCEPTED
+
+
+def test_what_was_done_before_the_clock_was_set_back_limits_nothing(scene: Scene) -> None:
+    limits = Limits(cooldown=300.0, max_per_hour=1, repeat_after=600.0)
+    ahead = 24 * HOUR_MS
+    assert scene.admit("a", limits) == ACCEPTED
+    assert scene.end(scene.taken())
+    (action,) = scene.redis.zrange(scene.keys.actions_of("r"), 0, -1)
+    scene.redis.zincrby(scene.keys.actions_of("r"), ahead, action)
+    scene.redis.zincrby(scene.keys.alert_times, ahead, "a")
+    scene.redis.set(scene.keys.cooldown_of("t"), f"a:{int(time.time() * 1000) + ahead}", px=ahead + 300_000)
+    assert scene.admit("a", limits) == ACCEPTED
+    turn = scene.taken()
+    assert turn.id == "a"
+    assert scene.take() is None
+    assert scene.end(turn)
+    assert scene.admit("b", limits).outcome is AlertOutcome.COOLDOWN
+    assert scene.admit("b", Limits(cooldown=0.0, max_per_hour=1)).outcome is AlertOutcome.CAPPED
 
 
 def test_a_cap_counts_the_last_hour(scene: Scene) -> None:

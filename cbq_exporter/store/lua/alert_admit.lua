@@ -6,6 +6,9 @@
 --       8 '1': only say what would be
 -- Returns {'accepted', 0}, or why not, and for how many ms yet (-1: it is not known):
 -- {'paused', ms} | {'duplicate', ms} | {'cooldown', ms} | {'capped', ms}
+--
+-- Limits hold as they are configured now: a shorter cooldown holds at once. What was done in the future, because the
+-- clock was set back since, limits nothing.
 local alerts, times, open, paused, actions, cooldown = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local id, intent, cooldown_ms, most_an_hour = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local again_ms, keep_ms, most, only_look = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8] == '1'
@@ -22,13 +25,13 @@ local known = redis.call('HGET', alerts, id)
 local state = known and string.match(known, '^%S+')
 if state == 'open' or (not again_ms and (state == 'done' or state == 'dry_run')) then return {'duplicate', -1} end
 if state == 'done' or state == 'dry_run' then
-  local left = (redis.call('ZSCORE', times, id) or 0) + again_ms - now
-  if left > 0 then return {'duplicate', left} end
+  local at = tonumber(redis.call('ZSCORE', times, id) or 0)
+  if at <= now and at + again_ms > now then return {'duplicate', at + again_ms - now} end
 end
 
-local cooldown_left = redis.call('PTTL', cooldown)
-if cooldown_left ~= -2 then return {'cooldown', cooldown_left} end
-local nth = redis.call('ZREVRANGE', actions, most_an_hour - 1, most_an_hour - 1, 'WITHSCORES')
+local since = tonumber(string.match(redis.call('GET', cooldown) or '', ':(%d+)$'))
+if since and since <= now and since + cooldown_ms > now then return {'cooldown', since + cooldown_ms - now} end
+local nth = redis.call('ZREVRANGEBYSCORE', actions, now, '-inf', 'WITHSCORES', 'LIMIT', most_an_hour - 1, 1)
 if nth[2] and nth[2] + hour > now then return {'capped', nth[2] + hour - now} end
 if only_look then return {'accepted', 0} end
 
