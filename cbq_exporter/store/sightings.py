@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from itertools import islice
 
 from cbq_exporter.clock import Clock
 from cbq_exporter.model import ProcessingLook
@@ -74,12 +75,16 @@ class Sightings:
             return look
         keep = ms(stuck_after + _LOOKS_MISSED * every)
         gone, used, stuck = await self._compare(copies, now_ms - ms(stuck_after))
-        new = list(_names(copies, used))
+        names = _names(copies, used)  # made as they are written: they may be all that is looked at
         for ended in chunks(gone, _MOST_MEMBERS):
             await self._connections.run_named("sight", [k.sightings], [keep, len(ended), *ended])
-        for began_now in list(chunks(new, _MOST_MEMBERS)) or [[]]:
+        new, began_now = 0, list(islice(names, _MOST_MEMBERS))
+        while True:  # once in any case: what was seen is kept for longer
             await self._connections.run_named("sight", [k.sightings], [keep, 0, *began_now])
-        return replace(look, untracked=untracked, stuck=stuck, new=len(new), gone=len(gone))
+            new += len(began_now)
+            if not (began_now := list(islice(names, _MOST_MEMBERS))):
+                break
+        return replace(look, untracked=untracked, stuck=stuck, new=new, gone=len(gone))
 
     async def _untracked(self) -> Counter[bytes]:
         """How many of each callback, by its SHA-1, are in processing and under no lease."""
@@ -118,7 +123,8 @@ class Sightings:
                     continue
                 digest, number = named
                 copies[digest] -= 1
-                used[digest].add(number)
+                if copies[digest]:  # else none is left that needs a name: as a rule there is only one
+                    used[digest].add(number)
                 stuck += float(seen_ms) <= stuck_before_ms
             first += _MOST_MEMBERS
         return gone, used, stuck

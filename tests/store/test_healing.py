@@ -221,6 +221,24 @@ def test_of_equal_callbacks_the_one_that_is_left_counts_as_the_youngest(q: Drive
     assert len(q.sightings) == 4
 
 
+def test_a_look_holds_no_numbers_of_callbacks_that_need_no_new_name(q: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set for each of 100,000 took 25 MiB."""
+    noted: list[object] = []
+    names = sightings._names
+
+    def noting(copies: Counter[bytes], used: dict[bytes, set[int]]) -> Iterator[str]:
+        noted.append(dict(used))
+        return names(copies, used)
+
+    monkeypatch.setattr(sightings, "_names", noting)
+    q.others_claim(*(callback(n) for n in range(50)))
+    assert (q.look().new, q.look().new) == (50, 0)
+    q.others_claim(callback(7))
+    assert q.look().new == 1
+    assert noted[:2] == [{}, {}]
+    assert noted[2] == {hashlib.sha1(callback(7)).digest(): {0}}
+
+
 def test_a_leap_of_the_stores_clock_makes_nothing_old(q: Driven) -> None:
     clock = FakeClock()
     healing = Healing(q.connections, q.keys, FAMILY, clock=clock)
