@@ -8,6 +8,7 @@ from typing import TypeVar
 from cbq_exporter.store.connections import Connections
 
 FIRST_PAGE = 2  # payloads: how large they are is not known yet
+_FIRST_AT_THE_TAIL = 16  # where the last one is small: what is few is one page, and goes back in its order
 _PAGE_BYTES = 1024 * 1024  # of payloads that are read at once, about
 _PAGE_ITEMS = 2000
 
@@ -50,10 +51,10 @@ async def from_the_tail(
 
     What is taken out meanwhile cannot make the walk miss anything, but it may see something twice.
     """
-    end = await connections.read("LLEN", key)
+    end, last = await connections.read_all([("LLEN", key), ("LINDEX", key, -1)])
     if most is not None:
         end = min(end, most)
-    size = FIRST_PAGE
+    size = min(_FIRST_AT_THE_TAIL, size_after(_FIRST_AT_THE_TAIL, [last or b""]))
     while end > 0:
         start = max(0, end - size)
         page = await connections.read("LRANGE", key, start, end - 1)
