@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 
 from cbq_exporter.model import (
     Claimed,
@@ -32,6 +33,7 @@ BEATS_KEPT = 3600.0
 LOCK_RULE = LockRule(no_ttl_after=300.0, max_ttl=600.0, dead_after=300.0)
 FAMILY = "cbq-exporter_"
 ORDER_BY = "task_id"
+PAGES = (16, 80)  # of a list that is walked from its tail, where they end; each is taken back by one script
 MOST_OF_A_KEY = 16  # in one claim, and woken by one end
 NOW = float("inf")  # due, and only the store knows since when
 PERHAPS = float("-inf")  # so, or where something that is nowhere stands in front of it, in a minute
@@ -349,10 +351,13 @@ class Model(Contents):
         for _, name in over:
             wanted.setdefault(self.leases[name].claimed.payload, []).append(name)
         returned = dead = 0
-        for place in reversed(range(len(order))):
+        back: dict[int, list[bytes]] = {}  # by script
+        total = len(order)
+        for place in reversed(range(total)):
             payload = order[place]
             if not wanted.get(payload):
                 continue
+            page = sum(total - 1 - place >= end for end in PAGES)
             name = wanted[payload].pop()
             claimed = self.leases.pop(name).claimed
             self.processing -= Counter([payload])
@@ -361,13 +366,22 @@ class Model(Contents):
                 self.dead[name.split("|")[0]] = Letter(payload, DeadReason.POISON.value)
                 dead += 1
             else:
-                self.pending.insert(0, payload)
+                back.setdefault(page, []).append(payload)
                 self.memory[payload] = Memory(claimed.attempts, claimed.recoveries + 1, claimed.turn)
                 returned += 1
+        for payloads in back.values():
+            self._put_back(payloads)
         for names in wanted.values():
             for name in names:
                 del self.leases[name]
         return returned, dead, len(over) - returned - dead
+
+    def _put_back(self, last_first: list[bytes]) -> None:
+        """What one script takes back: to the head, but behind the rest while a worker has the lock."""
+        if self.lock is not None and not self.lock.value.startswith(FAMILY):
+            self.pending += reversed(last_first)
+        else:
+            self.pending = last_first[::-1] + self.pending
 
     def recover_others(
         self, order: Sequence[bytes], stuck: Counter[bytes] | None, max_recoveries: int | None
@@ -380,7 +394,9 @@ class Model(Contents):
         ours = set(self.leased)
         last_first = list(reversed(order))
         returned, dead = 0, Counter[bytes]()
-        for page in (last_first[:16], last_first[16:80], last_first[80:]):
+        for start, end in pairwise((0, *PAGES, None)):
+            page = last_first[start:end]
+            back: list[bytes] = []
             before, deaths = dict(self.memory), dead.total()
             for payload in page:
                 if payload in ours or not wanted[payload]:
@@ -392,10 +408,11 @@ class Model(Contents):
                     dead[payload] += 1
                     self.memory.pop(payload, None)
                     continue
-                self.pending.insert(0, payload)
+                back.append(payload)
                 returned += 1
                 if max_recoveries is not None:
                     self.memory[payload] = Memory(known.attempts, known.recoveries + 1, known.turn)
+            self._put_back(back)
             self.claims += dead.total() > deaths  # the ids of dead letters are made of the fence
         return returned, dead
 
