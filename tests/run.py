@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
-WAITING = ("tests/install", "tests/e2e", "tests/services", "tests/docs", "tests/django")  # what takes longest comes first
+WAITING = ("tests/install", "tests/e2e", "tests/services", "tests/docs", "tests/django")  # the longest first
 AT_A_TIME = "3"
 
 
